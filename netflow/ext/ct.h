@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ct.h - from the kernel's conntrack messages to flow records, in columns.
+ *
+ * Three steps, each a plain function over plain memory, so that each can be
+ * fuzzed and tested alone:
+ *
+ *	ct_decode()	netlink bytes         -> struct ct_batch  (what the kernel said)
+ *	ct_table_*()	struct ct_batch rows  -> struct flow_batch (what is recorded)
+ *	ct_get_request() one row              -> netlink bytes that ask for it again
+ *
+ * Columns are separate arrays so that Python can show them to numpy and
+ * DuckDB without a copy. Addresses are 128 bits in two host-order halves,
+ * IPv4 as ::ffff:a.b.c.d. Ports are host order; for ICMP and ICMPv6 sport is
+ * the echo id and dport is type << 8 | code, as RFC 5102's icmpTypeCode.
+ * Times are nanoseconds since the epoch (UTC), 0 where unknown.
+ */
+#ifndef NETFLOW_CT_H
+#define NETFLOW_CT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* -- what the kernel said -------------------------------------------------- */
+
+enum ct_msg {			/* ct_batch.msg */
+	CT_NEW = 1,		/* event: a connection was confirmed */
+	CT_UPDATE = 2,		/* event: something about it changed */
+	CT_DESTROY = 3,		/* event: it is gone; counters are final */
+	CT_DUMP = 4,		/* an entry of a dump, or the answer to a GET */
+};
+
+enum ct_has {			/* ct_batch.has, one bit each */
+	CT_HAS_COUNTERS = 1 << 0,	/* both directions */
+	CT_HAS_MARK = 1 << 1,		/* absent means 0 only in a dump or DESTROY */
+	CT_HAS_START = 1 << 2,
+	CT_HAS_STOP = 1 << 3,
+	CT_HAS_REPLY = 1 << 4,		/* the reply tuple */
+};
+
+struct ct_batch {
+	uint32_t capacity;	/* rows the arrays have room for */
+	uint32_t count;		/* rows in use */
+	uint8_t *msg, *has, *family, *proto, *tcp_state;
+	uint16_t *zone;
+	uint32_t *id, *mark, *status;
+	uint64_t *src_hi, *src_lo, *dst_hi, *dst_lo;	/* original tuple */
+	uint16_t *sport, *dport;
+	uint64_t *rsrc_hi, *rsrc_lo, *rdst_hi, *rdst_lo;	/* reply tuple */
+	uint16_t *rsport, *rdport;
+	uint64_t *opackets, *obytes, *rpackets, *rbytes;
+	uint64_t *start, *stop;
+};
+
+struct ct_batch *ct_batch_new(uint32_t capacity);	/* NULL: no memory */
+void ct_batch_free(struct ct_batch *b);
+
+struct ct_decoded {
+	size_t used;		/* bytes consumed, whole messages only */
+	uint32_t skipped;	/* well-formed messages that are not conntrack's */
+	uint32_t malformed;	/* messages whose attributes do not add up */
+	int32_t done;		/* NLMSG_DONE was met: the dump is complete */
+	int32_t interrupted;	/* NLM_F_DUMP_INTR was met: the dump has holes */
+	int32_t error;		/* errno of an NLMSG_ERROR, 0 for none or an ack */
+	uint32_t error_seq;	/* whose */
+};
+
+/*
+ * Append the messages in buf to the batch. Stops at the first message that no
+ * longer fits into the batch: call again with the rest. A truncated or lying
+ * length ends the buffer (counted as malformed, used = len); nothing outside
+ * buf..buf+len is ever read.
+ */
+struct ct_decoded ct_decode(const void *buf, size_t len, struct ct_batch *out);
+
+/*
+ * Write a netlink request (IPCTNL_MSG_CT_GET, by original tuple and zone) for
+ * one row. Returns its length, 0 if it does not fit.
+ */
+size_t ct_get_request(const struct ct_batch *b, uint32_t row, uint32_t seq,
+		      void *buf, size_t len);
+
+/* -- what is recorded ------------------------------------------------------ */
+
+enum flow_reason {		/* why a record was closed */
+	FLOW_IDLE = 1,		/* the connection timed out */
+	FLOW_CLOSED = 2,	/* TCP/SCTP closed or reset it */
+	FLOW_ACTIVE = 3,	/* it goes on; this is the share up to now */
+	FLOW_OWNER = 4,		/* it goes on under another owner */
+	FLOW_LOST = 5,		/* its end was not seen; counters as last seen */
+};
+
+struct flow_batch {
+	uint32_t capacity;
+	uint32_t count;
+	uint64_t *flow_start;	/* the connection's start: ties its shares together */
+	uint64_t *start, *end;	/* of this share */
+	uint32_t *flow_id;	/* conntrack's id, stable for the connection's life */
+	uint8_t *proto, *reason, *tcp_state;
+	uint16_t *zone;
+	uint64_t *src_hi, *src_lo, *dst_hi, *dst_lo;	/* as the originator saw it */
+	uint16_t *sport, *dport;
+	uint64_t *nsrc_hi, *nsrc_lo, *ndst_hi, *ndst_lo;	/* after NAT */
+	uint16_t *nsport, *ndport;
+	uint64_t *opackets, *obytes, *rpackets, *rbytes;	/* of this share */
+	uint16_t *oxid, *rxid;	/* owners: originator, responder */
+};
+
+struct flow_batch *flow_batch_new(uint32_t capacity);
+void flow_batch_free(struct flow_batch *b);
+
+struct ct_table;		/* live connections and what of them is recorded */
+
+struct ct_table *ct_table_new(void);
+void ct_table_free(struct ct_table *t);
+uint32_t ct_table_count(const struct ct_table *t);
+size_t ct_table_memory(const struct ct_table *t);	/* bytes */
+
+/*
+ * Take rows from..events->count of events. now (ns, UTC) stands in where the
+ * kernel gave no time. Closed shares are appended to out; rows whose owner
+ * changed without counters in the message are listed in asks (row numbers),
+ * at most max_asks of them: send ct_get_request() for each and apply the
+ * answers. Returns the row to go on from: less than events->count when out or
+ * asks is full (flush, call again).
+ *
+ * CT_NEW/CT_UPDATE	remember the connection and its mark. A half that goes
+ *			from 0 to an owner is a late answer, not a change; from
+ *			one owner to another is a change: ask, and remember the
+ *			connection as waiting.
+ * CT_DUMP		refresh; if waiting, close the old owner's share with
+ *			these counters (FLOW_OWNER); a changed half in the dump
+ *			itself is treated likewise. With active set, close every
+ *			share with new packets as FLOW_ACTIVE.
+ * CT_DESTROY		close the last share, FLOW_CLOSED or FLOW_IDLE.
+ */
+uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
+			uint32_t from, uint64_t now, int active,
+			struct flow_batch *out,
+			uint32_t *asks, uint32_t max_asks, uint32_t *nasks);
+
+/*
+ * What the store already holds of a live connection (after a restart): counts
+ * up to these are recorded, and the next share starts at end. Ignored if the
+ * connection is not in the table.
+ */
+void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums);
+
+/*
+ * A dump tells what has gone unseen. begin marks the start of one; sweep,
+ * after its last row was applied, closes as FLOW_LOST every connection that
+ * was known before begin, and that neither the dump nor an event has shown
+ * since. Returns 0 when through, 1 when out is full (flush, call again).
+ */
+void ct_table_dump_begin(struct ct_table *t);
+int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out);
+
+#endif /* NETFLOW_CT_H */

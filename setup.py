@@ -1,0 +1,55 @@
+"""Build the two Python packages, their cffi modules and the iptables plugin.
+
+The kernel module is not built here: it belongs to a kernel, not to a Python
+environment (``make module`` or DKMS builds it), so this never needs headers.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+PLUGIN = Path("vnet/ext/iptables")
+
+
+class BuildWithPlugin(build_py):
+    """build_py, then compile libxt_MARK.so and carry it as package data."""
+
+    def run(self):
+        super().run()
+        subprocess.run(["make", "-s", "-C", PLUGIN], check=True)
+        where = Path("vnet/py") if self.editable_mode else Path(self.build_lib)
+        target = where / "vnet" / "xtables"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PLUGIN / "libxt_MARK.so", target / "libxt_MARK.so")
+
+
+setup(
+    name="vnet",
+    version="0.1.0",
+    description="Marks, accounts for and isolates the traffic of the slices of a shared host",
+    license="GPL-2.0-only",
+    python_requires=">=3.11",
+    package_dir={"": "vnet/py", "netflow": "netflow"},
+    packages=["vnet", "netflow"],
+    package_data={"vnet": ["py.typed"], "netflow": ["py.typed"]},
+    cffi_modules=["vnet/py/vnet/_abi_build.py:ffibuilder", "netflow/_ct_build.py:ffibuilder"],
+    cmdclass={"build_py": BuildWithPlugin},
+    install_requires=[
+        "cffi>=1.17",
+        "click>=8.1",
+        "duckdb>=1.1",
+        "inotify_simple>=1.3",
+        "msgspec>=0.18",
+        "numpy>=1.26",
+        "pyroute2>=0.9",
+        "python-iptables>=1.2",
+        "rich>=13",
+    ],
+    extras_require={
+        "test": ["hypothesis", "mypy", "pytest>=8", "ruff", "scapy>=2.5", "virtme-ng>=1.30"],
+    },
+    entry_points={"console_scripts": ["vnet = vnet.cli:main", "netflow = netflow.cli:main"]},
+)
