@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from testbed import names
@@ -66,8 +66,8 @@ def remove(path: Path) -> None:
         (path / "cgroup.kill").write_text("1")
         until(lambda: "populated 0" in (path / "cgroup.events").read_text(), what=f"{path} empty")
         for below in sorted(path.rglob("*/"), reverse=True):
-            until(lambda below=below: _rmdir(below), what=f"rmdir {below}")
-        until(lambda: _rmdir(path), what=f"rmdir {path}")
+            until(partial(_rmdir, below), what=f"rmdir {below}")
+        until(partial(_rmdir, path), what=f"rmdir {path}")
 
 
 def _rmdir(path: Path) -> bool:

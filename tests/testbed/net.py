@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +173,14 @@ def veth(a: Namespace, b: Namespace) -> Iterator[Link]:
                 ),
             )
         for ns, dev, _, _ in ends:
-            until(
-                lambda ns=ns, dev=dev: "state UP" in ns.run("ip", "link", "show", dev).stdout,
-                what=f"{dev} up",
-            )
+            until(partial(_is_up, ns, dev), what=f"{dev} up")
         yield link
     finally:
         _ip(*(["-n", a.name] if a.name else []), "link", "delete", link.a_if, check=False)
+
+
+def _is_up(ns: Namespace, dev: str) -> bool:
+    return "state UP" in ns.run("ip", "link", "show", dev).stdout
 
 
 def _at(ns: Namespace) -> list[str]:

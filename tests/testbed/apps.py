@@ -1,0 +1,118 @@
+"""Start the programs of testbed.traffic and read what they counted."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.cgroup import Cgroup
+from testbed.net import Namespace
+
+# -I -S: no site-packages, whose hooks take longer than the program itself.
+_PROGRAM = [sys.executable, "-I", "-S", str(Path(__file__).with_name("traffic.py"))]
+
+
+@dataclass
+class App:
+    """A running program and the events it has printed so far."""
+
+    words: str
+    process: subprocess.Popen[str]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    noise: list[str] = field(default_factory=list)
+    _rest: bytes = b""
+
+    def event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:
+        """The first event of that name, waited for up to timeout seconds.
+
+        Raises AssertionError with what the program printed if it ends or the
+        time passes without it.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            for seen in self.events:
+                if seen["event"] == name:
+                    return seen
+            if not self._read(deadline):
+                raise AssertionError(
+                    f"{self.words}: no {name!r} within {timeout:g} s; it said:\n"
+                    + "\n".join([*map(str, self.events[-5:]), *self.noise])
+                )
+
+    @property
+    def port(self) -> int:
+        """The port it is bound to (a client's: of its first connection)."""
+        first = next((e for e in self.events if "port" in e), None)
+        return int((first or self.event("ready"))["port"])
+
+    def go(self) -> None:
+        """Let go of a hold."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        """Ask a server to finish: the end of its input."""
+        assert self.process.stdin
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+
+    def result(self, timeout: float = 60.0, stop: bool = False) -> dict[str, Any]:
+        """What it counted in all, once it is done; with stop it is asked to finish."""
+        if stop:
+            self.stop()
+        return self.event("done", timeout)
+
+    def flows(self) -> list[dict[str, Any]]:
+        """What it counted for each connection or UDP peer, so far."""
+        return [seen for seen in self.events if seen["event"] == "flow"]
+
+    def _read(self, deadline: float) -> bool:
+        """Take in more output; false at its end or after the deadline."""
+        assert self.process.stdout
+        fd = self.process.stdout.fileno()
+        with selectors.DefaultSelector() as poller:
+            poller.register(fd, selectors.EVENT_READ)
+            if not poller.select(max(0.0, deadline - time.monotonic())):
+                return False
+        data = os.read(fd, 1 << 20)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"{"):
+                self.events.append(json.loads(line))
+            else:
+                self.noise.append(line.decode(errors="replace"))
+        return bool(data)
+
+
+@contextmanager
+def start(
+    ns: Namespace, kind: str, cgroup: Cgroup | None = None, **options: int | str
+) -> Iterator[App]:
+    """Run a program of testbed.traffic; it is killed when the block ends.
+
+    A server or udp program is ready (bound) when this returns. The options
+    are the program's own.
+    """
+    words = [kind, *(f"{key}={value}" for key, value in options.items())]
+    with ns.popen(
+        *_PROGRAM,
+        *words,
+        cgroup=cgroup,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        app = App(" ".join(words), process)
+        try:
+            app.event("connected" if kind == "tcp-client" else "ready")
+            yield app
+        finally:
+            process.kill()
