@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * internal.h - what the files of xt_copyxid share, and the parts of the
+ * packet path that are short and frequent enough to be inlined into it.
+ */
+#ifndef COPYXID_INTERNAL_H
+#define COPYXID_INTERNAL_H
+
+#include <linux/cgroup.h>
+#include <linux/hash.h>
+#include <linux/netfilter.h>
+#include <linux/percpu.h>
+#include <linux/rculist.h>
+#include <net/netfilter/nf_conntrack.h>
+#include <net/netns/generic.h>
+#include <net/sock.h>
+
+#include "xt_copyxid.h"
+
+#ifndef CONFIG_NF_CONNTRACK_MARK
+#error "xt_copyxid records owners in ct->mark: CONFIG_NF_CONNTRACK_MARK is needed"
+#endif
+#ifndef CONFIG_SOCK_CGROUP_DATA
+#error "xt_copyxid finds a socket's slice by its cgroup: CONFIG_SOCK_CGROUP_DATA is needed"
+#endif
+
+/* -- counters.c ------------------------------------------------------------ */
+
+struct copyxid_counters {
+	u64 n[COPYXID_CNT_MAX];
+};
+
+struct copyxid_net {
+	struct list_head list;		/* in copyxid_nets, oldest first */
+	u64 seq;			/* never used twice: a dump's cursor */
+	unsigned int inum;		/* as /proc/PID/ns/net shows it */
+	struct copyxid_counters __percpu *counters;
+};
+
+/* The initial namespace's: no look-up for it on the packet path. */
+DECLARE_PER_CPU(struct copyxid_counters, copyxid_init_counters);
+extern unsigned int copyxid_net_id;
+extern struct list_head copyxid_nets;	/* under copyxid_nets_mutex */
+extern struct mutex copyxid_nets_mutex;
+
+void copyxid_counters_sum(const struct copyxid_net *cn,
+			  struct copyxid_counters *sum);
+int copyxid_counters_init(void);
+void copyxid_counters_exit(void);
+
+static __always_inline void copyxid_count(const struct net *net,
+					  enum copyxid_counter which)
+{
+	const struct copyxid_net *cn;
+
+	if (likely(net_eq(net, &init_net))) {
+		this_cpu_inc(copyxid_init_counters.n[which]);
+		return;
+	}
+	cn = net_generic(net, copyxid_net_id);
+	this_cpu_inc(cn->counters->n[which]);
+}
+
+/* -- slices.c -------------------------------------------------------------- */
+
+/*
+ * One chain per bucket; 10,000 slices fill less than a third of the buckets,
+ * so that nearly every look-up ends at the first entry it meets.
+ */
+#define COPYXID_HASH_BITS	15
+
+struct copyxid_slice {
+	struct hlist_node node;
+	u64 id;				/* the cgroup's */
+	u32 xid;			/* changes under readers, one store */
+	u32 level;
+	struct rcu_head rcu;
+};
+
+extern struct hlist_head *copyxid_buckets;
+extern u64 copyxid_levels;		/* bit n: a slice lives at level n */
+extern unsigned int copyxid_generation;	/* changes with the table */
+extern struct mutex copyxid_slices_mutex;
+
+struct netlink_ext_ack;
+
+int copyxid_slice_set(u64 id, u32 xid, u16 nlmsg_flags,
+		      struct netlink_ext_ack *extack);
+int copyxid_slice_del(u64 id, struct netlink_ext_ack *extack);
+void copyxid_slice_flush(void);
+int copyxid_slices_init(void);
+void copyxid_slices_exit(void);
+
+static __always_inline struct hlist_head *copyxid_bucket(u64 id)
+{
+	return &copyxid_buckets[hash_64(id, COPYXID_HASH_BITS)];
+}
+
+/*
+ * The xid of a cgroup: that of its deepest ancestor in the table, itself
+ * included; 0 if there is none. One probe per level in use, whatever the
+ * number of slices. Caller holds the RCU read lock, as netfilter hooks do.
+ */
+static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
+{
+	u64 levels = READ_ONCE(copyxid_levels);
+	unsigned int depth = cgrp->level;
+
+	if (likely(depth < COPYXID_LEVEL_MAX))
+		levels &= (2ull << depth) - 1;
+
+	while (levels) {
+		unsigned int level = __fls(levels);
+		u64 id = cgroup_id(cgrp->ancestors[level]);
+		const struct copyxid_slice *s;
+
+		hlist_for_each_entry_rcu(s, copyxid_bucket(id), node) {
+			if (likely(s->id == id))
+				return READ_ONCE(s->xid);
+		}
+		levels ^= 1ull << level;
+	}
+	return 0;
+}
+
+/* -- the halves of ct->mark ------------------------------------------------ */
+
+/*
+ * A connection's two ends, named by who is there: the originator's owner is
+ * in the low half of ct->mark, the responder's in the high half. The same
+ * number is the direction in which that end's own packets travel, and
+ * tuplehash[end].tuple is the flow as that end's socket sees it on this host:
+ * src is the socket's address, dst its peer's, whatever NAT does elsewhere.
+ */
+enum copyxid_end {
+	COPYXID_ORIGINATOR = IP_CT_DIR_ORIGINAL,
+	COPYXID_RESPONDER = IP_CT_DIR_REPLY,
+};
+
+/* Whose packet is it: the sender's end of one that leaves this host... */
+static __always_inline enum copyxid_end
+copyxid_end_out(enum ip_conntrack_info ctinfo)
+{
+	return CTINFO2DIR(ctinfo) == IP_CT_DIR_ORIGINAL ? COPYXID_ORIGINATOR :
+							  COPYXID_RESPONDER;
+}
+
+/* ...and the receiver's end of one that arrives. */
+static __always_inline enum copyxid_end
+copyxid_end_in(enum ip_conntrack_info ctinfo)
+{
+	return CTINFO2DIR(ctinfo) == IP_CT_DIR_ORIGINAL ? COPYXID_RESPONDER :
+							  COPYXID_ORIGINATOR;
+}
+
+static __always_inline u32 copyxid_half(const struct nf_conn *ct,
+					enum copyxid_end end)
+{
+	return (u16)(READ_ONCE(ct->mark) >> (end == COPYXID_ORIGINATOR ?
+					     COPYXID_ORIG_SHIFT :
+					     COPYXID_REPL_SHIFT));
+}
+
+/* -- owner.c --------------------------------------------------------------- */
+
+/* What a socket says about its owner, where that is not an xid. */
+#define COPYXID_NOT_A_SOCKET	(-1)	/* TIME_WAIT, or the kernel's own */
+#define COPYXID_OTHER_NETNS	(-2)
+
+/* Is this a socket in the full sense, somebody's, and of this namespace? */
+static __always_inline bool copyxid_sk_speaks(const struct sock *sk,
+					      const struct net *net)
+{
+	/*
+	 * The kernel's own sockets say nothing: those that answer for ICMP
+	 * and for TCP without a connection carry the cgroup of whoever was
+	 * current when the namespace was made. Kernel TCP sockets are another
+	 * matter: they stand behind a user's socket (MPTCP subflows, which
+	 * get its cgroup; SMC; TCP accepted from an MPTCP listener).
+	 */
+	return sk_fullsock(sk) && net_eq(sock_net(sk), net) &&
+	       (likely(!sk->sk_kern_sock) || sk_is_tcp(sk));
+}
+
+static __always_inline u32 copyxid_sk_xid(const struct sock *sk)
+{
+	/* sock_cgroup_ptr() would take the const away */
+	return copyxid_cgroup_xid(sk->sk_cgrp_data.cgroup);
+}
+
+int copyxid_sk_owner(const struct sock *sk, const struct net *net);
+
+/*
+ * The socket at one end of a connection, or nobody's. put says whether it
+ * has a reference to be dropped with sock_gen_put().
+ */
+struct copyxid_found {
+	struct sock *sk;
+	bool put;
+};
+
+struct copyxid_found copyxid_find(struct net *net, const struct nf_conn *ct,
+				  enum copyxid_end end, int dif, int sdif);
+struct copyxid_found copyxid_find_receiver(struct sk_buff *skb,
+					   const struct nf_hook_state *state,
+					   const struct nf_conn *ct,
+					   enum ip_conntrack_info ctinfo);
+
+static inline void copyxid_found_put(struct copyxid_found found)
+{
+	if (found.put)
+		sock_gen_put(found.sk);
+}
+
+/* -- record.c -------------------------------------------------------------- */
+
+void copyxid_record_sender(const struct nf_hook_state *state,
+			   struct nf_conn *ct, enum ip_conntrack_info ctinfo,
+			   const struct sock *sk, u32 xid);
+void copyxid_record_receiver(const struct net *net, struct nf_conn *ct,
+			     enum copyxid_end end, u32 xid);
+
+/* -- genl.c ---------------------------------------------------------------- */
+
+int copyxid_genl_init(void);
+void copyxid_genl_exit(void);
+
+#endif /* COPYXID_INTERNAL_H */
