@@ -1,0 +1,134 @@
+"""The iptables plugin under test: where it lies, and what libxt_MARK.t says of it.
+
+Shared by tests/netns (host kernel, no module) and tests/vm (with the module).
+"""
+
+import shlex
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from testbed.net import Namespace
+
+PLUGIN = Path(__file__).resolve().parents[1] / "vnet/ext/iptables"
+VARIANTS = ("iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft")
+TABLES = ("mangle", "raw", "nat", "filter")
+COPY_XID = "--copy-xid"
+
+
+@cache
+def system() -> Path:
+    """Where iptables keeps its own plugins."""
+    asked = subprocess.run(
+        ["pkg-config", "--variable=xtlibdir", "xtables"], check=True, capture_output=True, text=True
+    )
+    return Path(asked.stdout.strip())
+
+
+def ours(plugin: Path = PLUGIN) -> dict[str, str]:
+    """Environment in which MARK is this project's plugin."""
+    assert (plugin / "libxt_MARK.so").exists(), f"make -C {plugin}"
+    return {"XTABLES_LIBDIR": f"{plugin}:{system()}"}
+
+
+def stock() -> dict[str, str]:
+    """Environment in which MARK is the distribution's plugin."""
+    return {"XTABLES_LIBDIR": str(system())}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One rule of libxt_MARK.t in its table."""
+
+    number: int
+    table: str
+    chains: tuple[str, ...]
+    rule: str
+    saved: str
+    """What it is saved as; empty where it must be refused."""
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.rule)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.saved)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the stock plugin knows all its words."""
+        return COPY_XID not in self.rule
+
+    @property
+    def where(self) -> str:
+        return f"libxt_MARK.t:{self.number}: {self.rule}"
+
+
+@cache
+def lines() -> tuple[Line, ...]:
+    """libxt_MARK.t, in iptables' own format."""
+    found: list[Line] = []
+    table, chains = "filter", ()
+    for number, text in enumerate((PLUGIN / "libxt_MARK.t").read_text().splitlines(), 1):
+        match text[:1]:
+            case "" | "#":
+                continue
+            case "*":
+                table = text[1:]
+                continue
+            case ":":
+                chains = tuple(text[1:].split(","))
+                continue
+        rule, saved, verdict = text.split(";")
+        assert verdict in ("OK", "FAIL") and (saved != "") == (verdict == "OK"), text
+        found.append(Line(number, table, chains, rule, rule if saved == "=" else saved))
+    return tuple(found)
+
+
+def saved_rules(table_dump: str) -> list[str]:
+    """The rules (-A ...) in what -S or -save printed, in order."""
+    return [text for text in table_dump.splitlines() if text.startswith("-A ")]
+
+
+def restore_file(chosen: list[Line]) -> str:
+    """A file for iptables-restore with each line in each of its chains."""
+    text = ""
+    for table in TABLES:
+        rules = [
+            f"-A {c} {each.rule}\n" for each in chosen if each.table == table for c in each.chains
+        ]
+        if rules:
+            text += f"*{table}\n{''.join(rules)}COMMIT\n"
+    return text
+
+
+def expected_after(chosen: list[Line]) -> dict[str, list[str]]:
+    """By table, what -S must say after that, its chains in the kernel's order."""
+    hooks = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+    return {
+        table: [
+            f"-A {chain} {each.saved}"
+            for chain in hooks
+            for each in chosen
+            if each.table == table and chain in each.chains
+        ]
+        for table in TABLES
+        if any(each.table == table for each in chosen)
+    }
+
+
+def listings(ns: Namespace, variant: str, env: dict[str, str], tables: list[str]) -> dict[str, str]:
+    """All that the variant says of the tables: -S, -L -v -n, -save without its dated comments."""
+    said = {}
+    for table in tables:
+        for option in (["-S"], ["-L", "-v", "-n"]):
+            words = [variant, "-t", table, *option]
+            said[" ".join(words)] = ns.run(*words, env=env).stdout
+        words = [f"{variant}-save", "-t", table]
+        text = ns.run(*words, env=env).stdout
+        said[" ".join(words)] = "".join(
+            each for each in text.splitlines(keepends=True) if not each.startswith("#")
+        )
+    return said
