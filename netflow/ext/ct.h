@@ -20,6 +20,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* -- what the kernel said -------------------------------------------------- */
 
@@ -63,22 +64,42 @@ struct ct_decoded {
 	int32_t interrupted;	/* NLM_F_DUMP_INTR was met: the dump has holes */
 	int32_t error;		/* errno of an NLMSG_ERROR, 0 for none or an ack */
 	uint32_t error_seq;	/* whose */
+	int32_t overrun;	/* ct_recv_decode(): ENOBUFS, events are lost */
 };
 
 /*
  * Append the messages in buf to the batch. Stops at the first message that no
  * longer fits into the batch: call again with the rest. A truncated or lying
  * length ends the buffer (counted as malformed, used = len); nothing outside
- * buf..buf+len is ever read.
+ * buf..buf+len is ever read. Stops after an error, too, so that each of
+ * several is told.
+ *
+ * Requests must carry a sequence number other than 0: it is what tells their
+ * answers (CT_DUMP) from events.
  */
 struct ct_decoded ct_decode(const void *buf, size_t len, struct ct_batch *out);
 
 /*
  * Write a netlink request (IPCTNL_MSG_CT_GET, by original tuple and zone) for
- * one row. Returns its length, 0 if it does not fit.
+ * one row. Returns its length, 0 if it does not fit (192 bytes always do).
+ * seq must not be 0.
  */
 size_t ct_get_request(const struct ct_batch *b, uint32_t row, uint32_t seq,
 		      void *buf, size_t len);
+
+/*
+ * Receive from a netlink socket and decode, until there is nothing more to
+ * read now, the dump is done, an error was answered, or the batch might not
+ * hold another bufferful. Waits for the first datagram unless fd is
+ * non-blocking. buf is for what is received: 32 KB is the most that the
+ * kernel gives at once, less is slower. Returns datagrams taken or -errno
+ * (-EAGAIN: nothing there, -EINTR: a signal came first); *what sums up what
+ * ct_decode() said. Datagrams that the kernel did not send are dropped.
+ * Returns 0 at once if the batch cannot hold a bufferful: at least
+ * len / 56 + 1 rows must be free.
+ */
+ssize_t ct_recv_decode(int fd, void *buf, size_t len, struct ct_batch *out,
+		       struct ct_decoded *what);
 
 /* -- what is recorded ------------------------------------------------------ */
 
@@ -120,19 +141,37 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  * Take rows from..events->count of events. now (ns, UTC) stands in where the
  * kernel gave no time. Closed shares are appended to out; rows whose owner
  * changed without counters in the message are listed in asks (row numbers),
- * at most max_asks of them: send ct_get_request() for each and apply the
- * answers. Returns the row to go on from: less than events->count when out or
- * asks is full (flush, call again).
+ * at most max_asks of them (*nasks says how many): send ct_get_request() for
+ * each and apply the answers. Returns the row to go on from: less than
+ * events->count when out or asks is full (flush, call again). out needs a
+ * capacity of at least 2; with max_asks 0 nothing is asked and changes of
+ * owner are settled by the next dump.
  *
  * CT_NEW/CT_UPDATE	remember the connection and its mark. A half that goes
- *			from 0 to an owner is a late answer, not a change; from
- *			one owner to another is a change: ask, and remember the
- *			connection as waiting.
+ *			from 0 to an owner is a late answer, not a change: the
+ *			whole open share gets it. From one owner to another is
+ *			a change: ask, and remember the connection as waiting.
+ *			A half that goes back to 0 keeps its owner: the module
+ *			never erases one, so another rule did.
  * CT_DUMP		refresh; if waiting, close the old owner's share with
- *			these counters (FLOW_OWNER); a changed half in the dump
- *			itself is treated likewise. With active set, close every
- *			share with new packets as FLOW_ACTIVE.
- * CT_DESTROY		close the last share, FLOW_CLOSED or FLOW_IDLE.
+ *			these counters (FLOW_OWNER, ending when the change was
+ *			told); a changed half in the dump itself is treated
+ *			likewise. With active set, close every share with new
+ *			packets as FLOW_ACTIVE. A row that is older than what
+ *			events have told since (it was waiting in the dump's
+ *			socket) is ignored.
+ * CT_DESTROY		close the last share, FLOW_CLOSED or FLOW_IDLE, by the
+ *			last TCP or SCTP state (see end_reason() in table.c).
+ *			If waiting, what was last seen is the old owner's and
+ *			the rest the new one's. Of an unknown connection the
+ *			whole is recorded; a repeated DESTROY is ignored.
+ *
+ * A connection is its original tuple, zone and id. The same with another
+ * start, or with counters that fell, is another one: the old one is closed as
+ * FLOW_LOST first. One with the same tuple and another id is told apart, and
+ * the old one is left to its DESTROY or to the sweep. A last share (closed,
+ * idle, lost) is recorded even without packets; active and owner shares only
+ * with some (owner shares also where nobody counts).
  */
 uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 			uint32_t from, uint64_t now, int active,
@@ -141,16 +180,23 @@ uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 
 /*
  * What the store already holds of a live connection (after a restart): counts
- * up to these are recorded, and the next share starts at end. Ignored if the
- * connection is not in the table.
+ * up to these are recorded, and the next share starts at end. Used of a row:
+ * the original tuple, zone, flow_id, flow_start, end and the four counts.
+ * Ignored if the connection is not in the table, if the kernel gave it
+ * another start, or if it counts less. Call it after the first dump and
+ * before any event is applied.
  */
 void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums);
 
 /*
- * A dump tells what has gone unseen. begin marks the start of one; sweep,
- * after its last row was applied, closes as FLOW_LOST every connection that
- * was known before begin, and that neither the dump nor an event has shown
- * since. Returns 0 when through, 1 when out is full (flush, call again).
+ * A dump tells what has gone unseen. Call begin before sending its request;
+ * sweep, after its last row was applied, closes as FLOW_LOST every connection
+ * that was known before begin, and that neither the dump nor an event has
+ * shown since. Apply the events that are waiting when the dump ends before
+ * sweep, and do not sweep after an interrupted dump. Should the DESTROY of a
+ * lost connection still come before the next sweep (the kernel repeats what it
+ * could not deliver), only what it adds is recorded. Returns 0 when through,
+ * 1 when out is full (flush, call again).
  */
 void ct_table_dump_begin(struct ct_table *t);
 int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out);

@@ -1,0 +1,36 @@
+"""Build ``netflow._ct``: the conntrack decoder and table of netflow/ext, through cffi.
+
+``setup.py`` takes ``ffibuilder`` from here; ``python netflow/_ct_build.py``
+builds the module in place. The declarations are those of ext/ct.h itself, so
+there is one definition only, and the C compiler checks that cffi read it right.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).resolve().parent.parent
+EXT = Path("netflow/ext")  # relative: setuptools wants it so, and builds in the root
+
+
+def declarations(header: str) -> str:
+    """A header's text without its preprocessor lines, which cffi does not read."""
+    return re.sub(r"^#.*$", "", header, flags=re.MULTILINE)
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations((ROOT / EXT / "ct.h").read_text()))
+ffibuilder.set_source(
+    "netflow._ct",
+    '#include "ct.h"',
+    sources=[str(EXT / name) for name in ("conns.c", "decode.c", "recv.c", "table.c")],
+    depends=[str(EXT / name) for name in ("columns.h", "conns.h", "ct.h")],
+    include_dirs=[str(EXT)],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+)
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * recv.c - the loop between a netlink socket and the decoder.
+ *
+ * It is in C because a dump of 200,000 entries is some 1,300 datagrams of
+ * which each is 150 rows or so, and events are one row each.
+ */
+#include <errno.h>
+#include <linux/netlink.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "ct.h"
+
+/* A header, nfgenmsg, an IPv4 tuple with its protocol: no message is smaller. */
+#define ROW_MIN 56u
+
+static ssize_t receive(int fd, void *buf, size_t len, int flags, int *usable)
+{
+	struct sockaddr_nl from = { 0 };
+	struct iovec iov = { buf, len };
+	struct msghdr msg = {
+		.msg_name = &from, .msg_namelen = sizeof(from),
+		.msg_iov = &iov, .msg_iovlen = 1,
+	};
+	ssize_t n;
+
+	n = recvmsg(fd, &msg, flags);
+	/* only the kernel is port 0 */
+	*usable = from.nl_pid == 0;
+	return n < 0 ? -errno : n;
+}
+
+static void decode_all(const uint8_t *buf, size_t len, struct ct_batch *out,
+		       struct ct_decoded *what)
+{
+	struct ct_decoded d;
+
+	while (len) {
+		d = ct_decode(buf, len, out);
+		what->used += d.used;
+		what->skipped += d.skipped;
+		what->malformed += d.malformed;
+		what->done |= d.done;
+		what->interrupted |= d.interrupted;
+		if (d.error && !what->error) {
+			what->error = d.error;
+			what->error_seq = d.error_seq;
+		}
+		if (!d.used)
+			return;		/* no room: ROW_MIN does not let it happen */
+		buf += d.used;
+		len -= d.used;
+	}
+}
+
+ssize_t ct_recv_decode(int fd, void *buf, size_t len, struct ct_batch *out,
+		       struct ct_decoded *what)
+{
+	ssize_t taken = 0, n;
+	int usable;
+
+	memset(what, 0, sizeof(*what));
+	while (out->capacity - out->count >= len / ROW_MIN + 1) {
+		/* in a dump, each recvmsg() has the kernel prepare the next one */
+		n = receive(fd, buf, len, taken ? MSG_DONTWAIT : 0, &usable);
+		if (n == -ENOBUFS) {
+			what->overrun = 1;	/* told once: must not get lost here */
+			continue;
+		}
+		if (n < 0)
+			return taken ? taken : n;
+		taken++;
+		if (usable)
+			decode_all(buf, (size_t)n, out, what);
+		if (what->done || what->error)
+			break;
+	}
+	return taken;
+}

@@ -1,0 +1,630 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * table.c - from what the kernel said to what is recorded.
+ *
+ * The kernel's counters only grow, so every share is a difference: what a
+ * message says now, less what is recorded already. Nothing is recorded twice
+ * and no difference can be negative: counters that fall mean another
+ * connection (or `conntrack -z`), and the old one is closed as lost first.
+ */
+#include <netinet/in.h>
+
+#include "columns.h"
+#include "conns.h"
+#include "ct.h"
+
+#define FLOW_COLUMNS(X)							\
+	X(flow_start) X(start) X(end) X(flow_id)			\
+	X(proto) X(reason) X(tcp_state) X(zone)				\
+	X(src_hi) X(src_lo) X(dst_hi) X(dst_lo) X(sport) X(dport)	\
+	X(nsrc_hi) X(nsrc_lo) X(ndst_hi) X(ndst_lo) X(nsport) X(ndport)	\
+	X(opackets) X(obytes) X(rpackets) X(rbytes) X(oxid) X(rxid)
+
+/* One row closes at most a lost connection and a share of its successor. */
+#define ROOM 2u
+
+struct ct_table {
+	struct conns conns;
+	uint32_t ghosts;	/* of conns.count, those recorded as lost */
+	uint32_t sweep_at;	/* handles up to this one are swept */
+	uint8_t round;		/* which dump this is, never 0 */
+};
+
+struct flow_batch *flow_batch_new(uint32_t capacity)
+{
+	COLUMNS_NEW(struct flow_batch, FLOW_COLUMNS);
+}
+
+void flow_batch_free(struct flow_batch *b)
+{
+	free(b);
+}
+
+struct ct_table *ct_table_new(void)
+{
+	struct ct_table *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	if (conns_init(&t->conns)) {
+		free(t);
+		return NULL;
+	}
+	t->round = 1;
+	return t;
+}
+
+void ct_table_free(struct ct_table *t)
+{
+	if (!t)
+		return;
+	conns_exit(&t->conns);
+	free(t);
+}
+
+uint32_t ct_table_count(const struct ct_table *t)
+{
+	return t->conns.count - t->ghosts;
+}
+
+size_t ct_table_memory(const struct ct_table *t)
+{
+	return sizeof(*t) - sizeof(t->conns) + conns_memory(&t->conns);
+}
+
+/* -- owners: two halves, 0 is nobody -------------------------------------------- */
+
+#define HALF 0xffffu
+
+/* Some half has gone from one owner to another. */
+static int clash(uint32_t was, uint32_t is)
+{
+	uint32_t diff = was ^ is;
+
+	return ((diff & HALF) && (was & HALF) && (is & HALF)) ||
+	       (diff >> 16 && was >> 16 && is >> 16);
+}
+
+/* is, and where it names nobody, was. */
+static uint32_t merge(uint32_t was, uint32_t is)
+{
+	uint32_t lo = is & HALF ? is & HALF : was & HALF;
+	uint32_t hi = is >> 16 ? is >> 16 : was >> 16;
+
+	return hi << 16 | lo;
+}
+
+/* An empty half of the open share gets its owner late, and wholly. */
+static void fill(struct conn *conn, uint32_t mark)
+{
+	conn->mark = merge(mark, conn->mark);
+	conn->coming = merge(mark, conn->coming);
+}
+
+/* -- closing shares -------------------------------------------------------------- */
+
+static uint64_t later(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+static uint64_t share_start(const struct conn *conn, const struct conn_share *s)
+{
+	return s && s->end ? s->end : conn->start;
+}
+
+static int has_new(const struct ct_table *t, const struct conn *conn)
+{
+	const struct conn_share *s = conns_share(&t->conns, conn);
+
+	return s ? conn->seen[OPACKETS] > s->sum[OPACKETS] ||
+		   conn->seen[RPACKETS] > s->sum[RPACKETS] :
+		   conn->seen[OPACKETS] || conn->seen[RPACKETS];
+}
+
+static void put_tuples(const struct conn_key *key, const struct conn_nat *nat,
+		       struct flow_batch *out, uint32_t i)
+{
+	out->proto[i] = key->proto;
+	out->zone[i] = key->zone;
+	out->src_hi[i] = key->src_hi;
+	out->src_lo[i] = key->src_lo;
+	out->dst_hi[i] = key->dst_hi;
+	out->dst_lo[i] = key->dst_lo;
+	out->sport[i] = key->sport;
+	out->dport[i] = key->dport;
+	out->nsrc_hi[i] = nat ? nat->src_hi : key->src_hi;
+	out->nsrc_lo[i] = nat ? nat->src_lo : key->src_lo;
+	out->ndst_hi[i] = nat ? nat->dst_hi : key->dst_hi;
+	out->ndst_lo[i] = nat ? nat->dst_lo : key->dst_lo;
+	out->nsport[i] = nat ? nat->sport : key->sport;
+	out->ndport[i] = nat ? nat->dport : key->dport;
+}
+
+/* Write the open share down: everything seen and not yet recorded. */
+static void put_share(const struct ct_table *t, const struct conn *conn,
+		      uint64_t end, uint8_t reason, struct flow_batch *out)
+{
+	static const uint64_t nothing[COUNTERS];
+	const struct conn_share *s = conns_share(&t->conns, conn);
+	const uint64_t *sum = s ? s->sum : nothing;
+	uint32_t i = out->count++;
+
+	put_tuples(&conn->key, conns_nat(&t->conns, conn), out, i);
+	out->flow_start[i] = conn->start;
+	out->start[i] = share_start(conn, s);
+	/* the clock may have been set back meanwhile */
+	out->end[i] = later(end, out->start[i]);
+	out->flow_id[i] = conn->id;
+	out->reason[i] = reason;
+	out->tcp_state[i] = conn->state;
+	out->opackets[i] = conn->seen[OPACKETS] - sum[OPACKETS];
+	out->obytes[i] = conn->seen[OBYTES] - sum[OBYTES];
+	out->rpackets[i] = conn->seen[RPACKETS] - sum[RPACKETS];
+	out->rbytes[i] = conn->seen[RBYTES] - sum[RBYTES];
+	out->oxid[i] = conn->mark & HALF;
+	out->rxid[i] = (uint16_t)(conn->mark >> 16);
+}
+
+/*
+ * Close the open share of a connection that goes on. If there is no memory to
+ * remember it by, it stays open: late is better than twice.
+ */
+static void close_share(struct ct_table *t, struct conn *conn, uint64_t end,
+			uint8_t reason, struct flow_batch *out)
+{
+	struct conn_share *s = conns_share_add(&t->conns, conn);
+
+	if (!s)
+		return;
+	put_share(t, conn, end, reason, out);
+	memcpy(s->sum, conn->seen, sizeof(s->sum));
+	s->end = out->end[out->count - 1];
+}
+
+/*
+ * FLOW_CLOSED is judged by the last state alone. TCP: both FINs or a RST were
+ * seen (LAST_ACK, TIME_WAIT, CLOSE); a half-closed connection that then went
+ * silent (FIN_WAIT, CLOSE_WAIT) timed out. SCTP: CLOSED, SHUTDOWN_ACK_SENT.
+ * So what `conntrack -D` or a full table removed from an established
+ * connection reads as idle: conntrack does not say who removed it. The
+ * numbers are enum tcp_conntrack and enum sctp_conntrack of the kernel.
+ */
+static uint8_t end_reason(const struct conn *conn)
+{
+	uint8_t s = conn->state;
+
+	if (conn->key.proto == IPPROTO_TCP)
+		return s == 6 || s == 7 || s == 8 ? FLOW_CLOSED : FLOW_IDLE;
+	if (conn->key.proto == IPPROTO_SCTP)
+		return s == 1 || s == 7 ? FLOW_CLOSED : FLOW_IDLE;
+	return FLOW_IDLE;
+}
+
+/* -- taking one row ----------------------------------------------------------------- */
+
+struct step {
+	struct ct_table *t;
+	const struct ct_batch *in;
+	uint32_t row;
+	uint64_t now;
+	struct flow_batch *out;
+	struct conn_key key;
+	uint64_t hash;
+	struct conn *conn;	/* NULL: not in the table */
+};
+
+static int row_has(const struct step *s, uint8_t what)
+{
+	return s->in->has[s->row] & what;
+}
+
+/* 0 where the kernel did not say: also what identifies a burial then. */
+static uint64_t row_start(const struct step *s)
+{
+	return row_has(s, CT_HAS_START) ? s->in->start[s->row] : 0;
+}
+
+static uint64_t row_end(const struct step *s)
+{
+	uint64_t stop = row_has(s, CT_HAS_STOP) ? s->in->stop[s->row] : 0;
+
+	return stop ? stop : s->now;
+}
+
+static uint32_t row_mark(const struct step *s)
+{
+	return row_has(s, CT_HAS_MARK) ? s->in->mark[s->row] : 0;
+}
+
+static void row_counters(const struct step *s, uint64_t n[COUNTERS])
+{
+	n[OPACKETS] = s->in->opackets[s->row];
+	n[OBYTES] = s->in->obytes[s->row];
+	n[RPACKETS] = s->in->rpackets[s->row];
+	n[RBYTES] = s->in->rbytes[s->row];
+}
+
+static void row_key(const struct ct_batch *in, uint32_t row, struct conn_key *key)
+{
+	*key = (struct conn_key){
+		.src_hi = in->src_hi[row], .src_lo = in->src_lo[row],
+		.dst_hi = in->dst_hi[row], .dst_lo = in->dst_lo[row],
+		.sport = in->sport[row], .dport = in->dport[row],
+		.zone = in->zone[row], .proto = in->proto[row],
+	};
+}
+
+static int is_icmp(uint8_t proto)
+{
+	return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6;
+}
+
+/*
+ * The reply tuple turned round is the original one as the other side sees it.
+ * ICMP: the id is the same both ways, and the reply's type is another one
+ * that says nothing new.
+ */
+static void row_turned(const struct step *s, struct conn_nat *n)
+{
+	const struct ct_batch *in = s->in;
+	uint32_t i = s->row;
+	int icmp = is_icmp(s->key.proto);
+
+	n->src_hi = in->rdst_hi[i];
+	n->src_lo = in->rdst_lo[i];
+	n->dst_hi = in->rsrc_hi[i];
+	n->dst_lo = in->rsrc_lo[i];
+	n->sport = icmp ? in->rsport[i] : in->rdport[i];
+	n->dport = icmp ? s->key.dport : in->rsport[i];
+}
+
+static int same_tuple(const struct conn_key *k, const struct conn_nat *n)
+{
+	return k->src_hi == n->src_hi && k->src_lo == n->src_lo &&
+	       k->dst_hi == n->dst_hi && k->dst_lo == n->dst_lo &&
+	       k->sport == n->sport && k->dport == n->dport;
+}
+
+static void learn_nat(struct step *s)
+{
+	struct conn_nat turned = { 0 }, *nat;
+
+	if (!row_has(s, CT_HAS_REPLY))
+		return;
+	row_turned(s, &turned);
+	if (same_tuple(&s->key, &turned) && !s->conn->nat)
+		return;
+	nat = conns_nat_add(&s->t->conns, s->conn);
+	if (nat)
+		*nat = turned;
+}
+
+/* All but the counters, and changes of owner. */
+static void learn(struct step *s)
+{
+	struct conn *conn = s->conn;
+	const struct conn_share *share = conns_share(&s->t->conns, conn);
+
+	conn->shown = s->t->round;
+	/* what is recorded under a first-sight start stays under it */
+	if (row_start(s) && !conn->has_start && !(share && share->end)) {
+		conn->start = row_start(s);
+		conn->has_start = 1;
+	}
+	if (s->in->tcp_state[s->row])
+		conn->state = s->in->tcp_state[s->row];
+	learn_nat(s);
+	fill(conn, row_mark(s));
+}
+
+static void learn_counters(struct step *s)
+{
+	if (row_has(s, CT_HAS_COUNTERS))
+		row_counters(s, s->conn->seen);
+}
+
+/* A connection not seen before begins here as far as we know. */
+static void first_sight(struct step *s)
+{
+	s->conn->start = s->now;
+	s->conn->mark = s->conn->coming = row_mark(s);
+}
+
+static int appear(struct step *s)
+{
+	s->conn = conns_insert(&s->t->conns, &s->key, s->hash, s->in->id[s->row]);
+	if (!s->conn)
+		return -1;
+	first_sight(s);
+	return 0;
+}
+
+static void raise_ghost(struct step *s)
+{
+	if (s->conn->ghost)
+		s->t->ghosts--;
+	s->conn->ghost = 0;
+}
+
+/* Its end went unseen, and this row is about another connection. */
+static void replace(struct step *s)
+{
+	uint64_t end = row_start(s) ? row_start(s) : s->now;
+
+	if (!s->conn->ghost || has_new(s->t, s->conn))
+		put_share(s->t, s->conn, end, FLOW_LOST, s->out);
+	raise_ghost(s);
+	conns_reset(&s->t->conns, s->conn);
+	first_sight(s);
+}
+
+static int fell(const struct step *s)
+{
+	uint64_t n[COUNTERS];
+	int i;
+
+	if (!row_has(s, CT_HAS_COUNTERS))
+		return 0;
+	row_counters(s, n);
+	for (i = 0; i < COUNTERS; i++)
+		if (n[i] < s->conn->seen[i])
+			return 1;
+	return 0;
+}
+
+/*
+ * The id alone does not tell a reincarnation: nf_ct_get_id() hashes the
+ * entry's address and tuple, and the slab hands the same address out again.
+ * Nor does a second NEW: with reliable events one that some listener had no
+ * room for is sent to all again (nf_ct_deliver_cached_events()). The start
+ * does, and so do counters that fall.
+ */
+static int other_start(const struct step *s)
+{
+	return s->conn->has_start && row_start(s) && row_start(s) != s->conn->start;
+}
+
+static uint32_t latest(const struct conn *conn)
+{
+	return conn->waiting ? conn->coming : conn->mark;
+}
+
+/* An event that says "another owner" but not how much was the old one's. */
+static int wants_ask(const struct step *s)
+{
+	uint32_t mark = row_mark(s);
+
+	return s->conn && s->in->msg[s->row] < CT_DESTROY &&
+	       clash(latest(s->conn), mark) && clash(s->conn->mark, mark);
+}
+
+static void change_owner(struct step *s)
+{
+	struct conn *conn = s->conn;
+	struct conn_share *share;
+
+	conn->coming = merge(latest(conn), row_mark(s));
+	if (!conn->waiting && clash(conn->mark, conn->coming)) {
+		share = conns_share_add(&s->t->conns, conn);
+		if (share)
+			share->changed = s->now;
+	}
+	conn->waiting = clash(conn->mark, conn->coming) ? 1 : 0;
+}
+
+static void take_event(struct step *s)
+{
+	if (!s->conn && appear(s))
+		return;
+	raise_ghost(s);
+	learn(s);
+	change_owner(s);
+}
+
+/*
+ * Close the old owner's share if by this row there is a new one. Counters are
+ * as in conn->seen; the change itself was when its event came, if one did. A
+ * share without packets is no share, unless nobody counts (nf_conntrack_acct
+ * off): then it is all there is to say that the owner had it.
+ */
+static void settle_owner(struct step *s, uint64_t end)
+{
+	struct conn *conn = s->conn;
+	const struct conn_share *share = conns_share(&s->t->conns, conn);
+	uint32_t owners = merge(latest(conn), row_mark(s));
+
+	if (!clash(conn->mark, owners))
+		return;		/* still waiting, if it was: the row is older */
+	if (conn->waiting && share && share->changed)
+		end = share->changed;
+	if (has_new(s->t, conn) || !row_has(s, CT_HAS_COUNTERS))
+		close_share(s->t, conn, end, FLOW_OWNER, s->out);
+	conn->mark = conn->coming = owners;
+	conn->waiting = 0;
+}
+
+/*
+ * Dump and events come by different sockets: a row of the dump may be older
+ * than what events or the answer to a GET have told since it was written.
+ * True if this one is to be ignored.
+ */
+static int outdated(struct step *s)
+{
+	struct conn *conn = s->conn;
+
+	/* destroyed since */
+	if ((!conn || (!conn->has_start && row_start(s))) &&
+	    conns_buried(&s->t->conns, s->hash, s->in->id[s->row], row_start(s)))
+		return 1;
+	if (!conn)
+		return 0;
+	if (other_start(s))
+		return row_start(s) < conn->start;
+	/* a later one was taken in this very round */
+	return fell(s) && conn->dumped == s->t->round;
+}
+
+static void take_dump(struct step *s, int active)
+{
+	if (outdated(s))
+		return;
+	if (s->conn && (other_start(s) || fell(s)))
+		replace(s);
+	else if (!s->conn && appear(s))
+		return;
+	raise_ghost(s);
+	learn(s);
+	learn_counters(s);
+	s->conn->dumped = s->t->round;
+	settle_owner(s, s->now);
+	if (active && has_new(s->t, s->conn))
+		close_share(s->t, s->conn, s->now, FLOW_ACTIVE, s->out);
+}
+
+static void take_destroy(struct step *s)
+{
+	struct conns *conns = &s->t->conns;
+
+	/*
+	 * Reliable delivery repeats a DESTROY to all when one listener had no
+	 * room for it (nf_conntrack_ecache.c). Without a start time a repeat
+	 * cannot be told from a reincarnation.
+	 */
+	if (!s->conn && row_start(s) &&
+	    conns_buried(conns, s->hash, s->in->id[s->row], row_start(s)))
+		return;
+	if (s->conn && (other_start(s) || fell(s)))
+		replace(s);
+	else if (!s->conn && appear(s))
+		return;
+	if (!row_start(s) && !s->conn->shown)
+		s->conn->start = row_end(s);	/* never seen alive */
+	learn(s);
+	settle_owner(s, row_end(s));
+	learn_counters(s);
+	if (!s->conn->ghost || has_new(s->t, s->conn))
+		put_share(s->t, s->conn, row_end(s), end_reason(s->conn), s->out);
+	raise_ghost(s);
+	conns_bury(conns, s->hash, s->conn->id, row_start(s));
+	conns_remove(conns, s->conn);
+}
+
+uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
+			uint32_t from, uint64_t now, int active,
+			struct flow_batch *out,
+			uint32_t *asks, uint32_t max_asks, uint32_t *nasks)
+{
+	struct step s = { .t = t, .in = events, .now = now, .out = out };
+	int ask;
+
+	*nasks = 0;
+	for (s.row = from; s.row < events->count; s.row++) {
+		if (out->capacity - out->count < ROOM)
+			break;
+		row_key(events, s.row, &s.key);
+		s.hash = conns_hash(&t->conns, &s.key);
+		s.conn = conns_find(&t->conns, &s.key, s.hash, events->id[s.row]);
+		ask = wants_ask(&s) && max_asks;
+		if (ask && *nasks == max_asks)
+			break;
+		if (ask)
+			asks[(*nasks)++] = s.row;
+		if (events->msg[s.row] == CT_DUMP)
+			take_dump(&s, active);
+		else if (events->msg[s.row] == CT_DESTROY)
+			take_destroy(&s);
+		else
+			take_event(&s);
+	}
+	return s.row;
+}
+
+/* -- after a restart ------------------------------------------------------------------ */
+
+static void flow_key(const struct flow_batch *f, uint32_t i, struct conn_key *key)
+{
+	*key = (struct conn_key){
+		.src_hi = f->src_hi[i], .src_lo = f->src_lo[i],
+		.dst_hi = f->dst_hi[i], .dst_lo = f->dst_lo[i],
+		.sport = f->sport[i], .dport = f->dport[i],
+		.zone = f->zone[i], .proto = f->proto[i],
+	};
+}
+
+static void recorded(struct ct_table *t, const struct flow_batch *f, uint32_t i)
+{
+	uint64_t sum[COUNTERS] = {
+		f->opackets[i], f->obytes[i], f->rpackets[i], f->rbytes[i],
+	};
+	struct conn_share *share;
+	struct conn_key key;
+	struct conn *conn;
+	int n;
+
+	flow_key(f, i, &key);
+	conn = conns_find(&t->conns, &key, conns_hash(&t->conns, &key), f->flow_id[i]);
+	if (!conn || (conn->has_start && conn->start != f->flow_start[i]))
+		return;
+	for (n = 0; n < COUNTERS; n++)
+		if (sum[n] > conn->seen[n])
+			return;		/* another connection after all */
+	share = conns_share_add(&t->conns, conn);
+	if (!share)
+		return;
+	memcpy(share->sum, sum, sizeof(sum));
+	share->end = f->end[i];
+	conn->start = f->flow_start[i];
+}
+
+void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums)
+{
+	uint32_t i;
+
+	for (i = 0; i < sums->count; i++)
+		recorded(t, sums, i);
+}
+
+/* -- what a dump did not show ----------------------------------------------------------- */
+
+void ct_table_dump_begin(struct ct_table *t)
+{
+	t->round = t->round == UINT8_MAX ? 1 : t->round + 1;
+	t->sweep_at = 0;
+}
+
+/*
+ * A lost connection is kept until the next sweep: with reliable events the
+ * kernel has taken it out of its table and still owes us its DESTROY, which
+ * then adds what is missing instead of counting all of it again.
+ */
+static void lose(struct ct_table *t, struct conn *conn, uint64_t now,
+		 struct flow_batch *out)
+{
+	close_share(t, conn, now, FLOW_LOST, out);
+	conn->ghost = 1;
+	conn->waiting = 0;
+	conn->dumped = t->round;
+	t->ghosts++;
+}
+
+int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out)
+{
+	struct conn *conn;
+
+	for (; t->sweep_at < t->conns.conn.top; t->sweep_at++) {
+		conn = conns_at(&t->conns, t->sweep_at + 1);
+		if (!conn || conn->shown == t->round)
+			continue;
+		if (!conn->ghost) {
+			if (out->count == out->capacity)
+				return 1;
+			lose(t, conn, now, out);
+		} else if (conn->dumped != t->round) {
+			t->ghosts--;
+			conns_remove(&t->conns, conn);
+		}
+	}
+	t->sweep_at = 0;
+	return 0;
+}
