@@ -12,9 +12,18 @@
 
 static struct genl_family copyxid_family;
 
+/*
+ * NLA_POLICY_RANGE() keeps its limits in 16 bits with a sign; and 6.1 wants
+ * this writable.
+ */
+static struct netlink_range_validation xid_range __ro_after_init = {
+	.min	= 1,
+	.max	= COPYXID_XID_MAX,
+};
+
 static const struct nla_policy set_policy[] = {
 	[COPYXID_A_CGROUP_ID]	= { .type = NLA_U64 },
-	[COPYXID_A_XID]		= NLA_POLICY_RANGE(NLA_U32, 1, 65535),
+	[COPYXID_A_XID]		= NLA_POLICY_FULL_RANGE(NLA_U32, &xid_range),
 };
 
 static const struct nla_policy del_policy[] = {
@@ -186,7 +195,11 @@ static struct genl_family copyxid_family __ro_after_init = {
 	.module		= THIS_MODULE,
 	.ops		= copyxid_ops,
 	.n_ops		= ARRAY_SIZE(copyxid_ops),
-	.resv_start_op	= COPYXID_CMD_UNSPEC + 1,
+	/*
+	 * From this command on generic netlink refuses NLM_F_CREATE, _EXCL and
+	 * _REPLACE, which SLICE_SET understands; the commands after it do not.
+	 */
+	.resv_start_op	= COPYXID_CMD_SLICE_SET + 1,
 };
 
 int __init copyxid_genl_init(void)
