@@ -1,0 +1,320 @@
+"""What would break the marks on this host, why it matters, and the cure."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vnet import cgroups, config, guard, marks, module, rules
+from vnet.errors import ConfigError, ModuleError, NodeError, VnetError
+from vnet.paths import Paths
+
+#: A connection that finds no place in the table is not tracked, and is dropped.
+_NEARLY_FULL = 0.8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found. ``problem``: something is attributed wrongly or not at all."""
+
+    id: str
+    level: Literal["problem", "advice"]
+    what: str
+    why: str
+    cure: str
+
+
+def examine(paths: Paths) -> list[Finding]:
+    """All findings, problems first. Changes nothing."""
+    found: list[Finding] = []
+    for examination in (_module, _cgroups, _config, _conntrack, _plugin, _node):
+        found += examination(paths)
+    if os.geteuid() == 0:
+        found += _rules()
+    else:
+        found.append(
+            Finding(
+                "not-root",
+                "advice",
+                "rules were not examined",
+                "only root may read them",
+                "sudo vnet doctor",
+            )
+        )
+    return sorted(found, key=lambda finding: finding.level != "problem")
+
+
+def _module(_paths: Paths) -> Iterator[Finding]:
+    try:
+        module.loadable()
+    except ModuleError as error:
+        yield Finding(
+            "module-missing",
+            "problem",
+            error.message,
+            "without the module no packet is marked; `vnet up` refuses",
+            error.cure,
+        )
+    if module.loaded():
+        return
+    if module.secure_boot() or module.signatures_enforced():
+        yield Finding(
+            "secure-boot",
+            "advice",
+            "Secure Boot (or a kernel lockdown) is on",
+            "the kernel then loads only modules signed with a key it trusts, and one you have "
+            "built is not, unless DKMS signed it with an enrolled key",
+            "mokutil --import /var/lib/dkms/mok.pub, reboot and enroll; check with "
+            "`modinfo -F signer xt_copyxid`",
+        )
+
+
+def _cgroups(_paths: Paths) -> Iterator[Finding]:
+    try:
+        root = cgroups.v2_root()
+    except NodeError as error:
+        yield Finding(
+            "no-cgroup2", "problem", error.message, "no slice can be recognised", error.cure
+        )
+        return
+    if cgroups.is_hybrid(root):
+        yield Finding(
+            "hybrid-cgroups",
+            "advice",
+            f"cgroup v2 is at {root}, beside v1 hierarchies",
+            "vnet goes by v2 and works; nft's `socket cgroupv2` and other tools look under "
+            "/sys/fs/cgroup, and a container manager may place its processes in v1 only, "
+            "outside every slice",
+            "boot with systemd.unified_cgroup_hierarchy=1; else see that each slice's processes "
+            "show up in its cgroup.procs under that directory",
+        )
+
+
+def _config(paths: Paths) -> Iterator[Finding]:
+    try:
+        slices = config.load(paths.config_dir)
+        root = cgroups.v2_root()
+    except ConfigError as error:
+        yield Finding(
+            "config",
+            "problem",
+            error.message,
+            "`vnet up` refuses until every file is right",
+            "correct the line",
+        )
+        return
+    except NodeError:
+        return
+    missing = [
+        f"{path} (slice {item.name})"
+        for item in slices
+        for path in item.cgroups
+        if cgroups.cgroup_id(root, path) is None
+    ]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        yield Finding(
+            "cgroup-missing",
+            "advice",
+            f"cgroups that do not exist: {', '.join(missing[:5])}{more}",
+            "nothing is marked for them until they do; `vnet watch` notices when they appear",
+            "start their units, or correct the paths; `systemctl start vnet-watch` if it is not "
+            "running",
+        )
+
+
+def _conntrack(paths: Paths) -> Iterator[Finding]:
+    folder = Path("/proc/sys/net/netfilter")
+    up = paths.state.exists()
+    try:
+        count = int((folder / "nf_conntrack_count").read_text())
+        room = int((folder / "nf_conntrack_max").read_text())
+        accounts = (folder / "nf_conntrack_acct").read_text().strip() == "1"
+    except FileNotFoundError:
+        if up:
+            yield Finding(
+                "no-conntrack",
+                "problem",
+                "connection tracking is not loaded",
+                "packets without a socket (TIME_WAIT, ICMP errors) cannot be attributed, and "
+                "there is nothing to account",
+                "modprobe nf_conntrack, then `vnet up`",
+            )
+        return
+    if count > room * _NEARLY_FULL:
+        yield Finding(
+            "conntrack-full",
+            "problem",
+            f"the connection table is nearly full: {count} of {room}",
+            "what finds no place is dropped, and never accounted",
+            f"sysctl -w net.netfilter.nf_conntrack_max={room * 2}",
+        )
+    if up and not accounts:
+        yield Finding(
+            "conntrack-acct",
+            "problem",
+            "net.netfilter.nf_conntrack_acct is off",
+            "new connections are tracked without packets and bytes",
+            "vnet up; and find who switched it off (grep -r nf_conntrack_acct /etc/sysctl.d)",
+        )
+
+
+def _plugin(_paths: Paths) -> Iterator[Finding]:
+    directories = rules.system_directories()
+    for directory in directories:
+        plugin = directory / "libxt_MARK.so"
+        if plugin.exists():
+            if rules.is_ours(plugin):
+                return
+            break
+    target = directories[0] if directories else Path("/usr/lib/xtables")
+    yield Finding(
+        "plugin-not-system-wide",
+        "advice",
+        f"the system's libxt_MARK.so in {target} does not know --copy-xid",
+        "while our rules are in place, others' `iptables-save` and `iptables -S` stop at them "
+        "half-way, and what they restore later may lack rules",
+        f"dpkg-divert --local --rename --add {target}/libxt_MARK.so && "
+        f"install -m 644 {rules.PLUGIN} {target}/",
+    )
+
+
+def _node(paths: Paths) -> Iterator[Finding]:
+    if paths.journal.exists() and not guard.busy(paths):
+        yield Finding(
+            "half-done",
+            "problem",
+            "an `up` was killed half-way, and what it did is still there",
+            "some packets may be marked and others not",
+            "vnet up, or vnet down: either undoes it first",
+        )
+
+
+def _rules() -> Iterator[Finding]:
+    texts: dict[tuple[rules.Family, rules.Variant], str] = {}
+    for family in rules.families():
+        for variant in rules.VARIANTS:
+            try:
+                texts[family, variant] = rules.save_all(family, variant)
+            except VnetError as error:
+                yield Finding(
+                    "rules-unreadable",
+                    "problem",
+                    f"IPv{family} ({variant}): {error.message}",
+                    "what is in these tables cannot be judged, by us or by other tools",
+                    error.cure or "run that command by hand",
+                )
+    ruleset = _nft()
+    yield from _writers(texts, ruleset)
+    yield from _untracked(texts, ruleset)
+    yield from _mixed(texts)
+    yield from _places(texts)
+
+
+def _writers(
+    texts: dict[tuple[rules.Family, rules.Variant], str], ruleset: dict[str, Any]
+) -> Iterator[Finding]:
+    own = frozenset(rules.CHAINS)
+    writes = [
+        (f"IPv{family} ({variant}): ", write)
+        for (family, variant), text in texts.items()
+        for write in marks.in_save(text, own)
+    ]
+    # iptables-nft's tables show in both listings; its MARK is a native
+    # statement on newer releases.
+    known = {("ip" if family == 4 else "ip6") for family, variant in texts if variant == "nft"}
+    for write in marks.in_nft(ruleset):
+        words = write.rule.split()
+        if words[2] in known and words[3] in ("raw", "mangle", "nat", "filter", "security"):
+            continue
+        writes.append(("", write))
+    for where, write in writes:
+        if not write.hurts:
+            continue
+        if write.kind == "packet":
+            yield Finding(
+                "mark-writer",
+                "problem",
+                f"{where}{write.rule} writes bits {write.bits & 0xFFFF:#x} of the packet mark",
+                "the low 16 bits say whose packet it is; after that rule they say something else",
+                "give it bits of the upper half, with a mask (--set-xmark 0x10000/0x10000, "
+                "nft: meta mark set meta mark | 0x10000); Kubernetes: kube-proxy "
+                "--iptables-masquerade-bit=16 or higher",
+            )
+        else:
+            yield Finding(
+                "connmark-writer",
+                "problem",
+                f"{where}{write.rule} writes bits {write.bits:#x} of the connection mark",
+                "all 32 bits of it hold the two owners of the connection; what is overwritten is "
+                "charged to somebody else",
+                "use a connection label (-m connlabel, nft: ct label) or the upper half of the "
+                "packet mark instead",
+            )
+
+
+def _untracked(
+    texts: dict[tuple[rules.Family, rules.Variant], str], ruleset: dict[str, Any]
+) -> Iterator[Finding]:
+    found = [line for text in texts.values() for line in marks.untracked_in_save(text)]
+    found += marks.untracked_in_nft(ruleset)
+    if found:
+        yield Finding(
+            "untracked",
+            "advice",
+            f"rules keep packets from connection tracking: {'; '.join(found[:3])}",
+            "those packets are marked by their socket only, and no flow record is made of them",
+            "narrow the rules to what need not be accounted for",
+        )
+
+
+def _mixed(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
+    for family in rules.families():
+        legacy, nft = (
+            any(line.startswith("-A ") for line in texts.get((family, variant), "").splitlines())
+            for variant in rules.VARIANTS
+        )
+        if legacy and nft:
+            yield Finding(
+                f"mixed-ipv{family}",
+                "advice",
+                f"IPv{family} has rules in both the legacy and the nft tables",
+                "both run, each tool shows only its own, and which comes first depends on which "
+                "was made first: a rule that logs by mark may run before ours",
+                "move all rules to one of them (update-alternatives --config iptables), then "
+                "`vnet up --variant` that one",
+            )
+
+
+def _places(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
+    for (family, variant), text in texts.items():
+        mangle = text[text.find("*mangle") :].partition("COMMIT")[0] if "*mangle" in text else ""
+        for chain, places in rules.read(mangle).jumps.items():
+            if places != [1]:
+                yield Finding(
+                    "not-first",
+                    "problem",
+                    f"IPv{family} ({variant}): {rules.CHAINS[chain]} jumps to {chain} from place "
+                    f"{', '.join(map(str, places))}, not from the first",
+                    "rules before it that log or classify by mark see packets without an owner",
+                    "vnet up puts it first again; order vnet.service after what adds those rules",
+                )
+
+
+def _nft() -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            ["nft", "-j", "list", "ruleset"],
+            capture_output=True,
+            text=True,
+            env=rules.environment(),
+        )
+    except FileNotFoundError:
+        return {}  # no nft: then nobody wrote native rules with it either
+    if done.returncode != 0 or not done.stdout:
+        return {}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,181 @@
+"""What is asked, what the kernel holds, and where they differ. Changes nothing."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vnet import cgroups, config, copyxid, guard, module, registry, rules, steps, sysctls
+from vnet import state as states
+from vnet.config import Slice
+from vnet.errors import VnetError
+from vnet.paths import Paths
+from vnet.state import State
+
+
+@dataclass
+class Status:
+    """All of ``vnet status --json``."""
+
+    up: bool = False  #: `vnet up` ended well, and no `vnet down` came since
+    whole: bool = False  #: up, and nothing differs
+    since: int | None = None  #: ns UTC
+    variant: str | None = None
+    module: bool = False
+    module_users: int = 0  #: rules that use it
+    slices: int = 0
+    cgroups: int = 0  #: of the slices
+    cgroups_present: int = 0
+    entries: int = 0  #: of the module's table
+    lingering: int = 0  #: of these: of cgroups that are gone
+    sysctls: dict[str, str | None] = field(default_factory=dict)
+    rules: dict[str, bool] = field(default_factory=dict)  #: "IPv4", "IPv6": in place
+    counters: dict[str, int] = field(default_factory=dict)  #: packets, all namespaces
+    namespaces: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look(paths: Paths) -> Status:
+    """Look at everything. What cannot be read is a difference, not an error."""
+    found = Status(sysctls=sysctls.read(), module=module.loaded(), module_users=module.users())
+    state = states.load(paths.state)
+    if paths.journal.exists():
+        found.differences.append(
+            "an `up` is at work right now"
+            if guard.busy(paths)
+            else "an `up` was killed half-way: the next `vnet up` or `vnet down` undoes it first"
+        )
+    if state is not None:
+        found.up, found.since, found.variant = True, state.since, state.variant
+    for look_at in (_slices, _settings, _rules):
+        try:
+            look_at(found, paths, state)
+        except VnetError as error:
+            found.differences.append(error.message)
+    found.whole = found.up and not found.differences
+    return found
+
+
+def _slices(found: Status, paths: Paths, state: State | None) -> None:
+    slices = config.load(paths.config_dir)
+    root = cgroups.v2_root()
+    xids = current_xids(paths)
+    found.slices = len(slices)
+    found.cgroups = sum(len(item.cgroups) for item in slices)
+    ids = cgroups.ids(root, [path for item in slices for path in item.cgroups])
+    found.cgroups_present = len(ids)
+    if not found.module:
+        if state is not None:
+            found.differences.append(f"module {copyxid.MODULE} is not loaded")
+        return
+    with copyxid.connect() as kernel:
+        table = {number: entry.xid for number, entry in kernel.table().items()}
+        stats = kernel.stats()
+    found.entries = len(table)
+    found.namespaces = [asdict(item) for item in stats]
+    found.counters = {
+        name: sum(item.counters.get(name, 0) for item in stats) for name in copyxid.COUNTERS
+    }
+    if state is None:
+        return
+    _compare_table(found, slices, xids, ids, table, root)
+
+
+def _compare_table(
+    found: Status,
+    slices: list[Slice],
+    xids: dict[str, int],
+    ids: dict[str, int],
+    table: dict[int, int],
+    root: Path,
+) -> None:
+    wanted: dict[int, int] = {}
+    wrong: list[str] = []
+    for item in slices:
+        xid = xids.get(item.name)
+        if xid is None or (item.xid is not None and item.xid != xid):
+            wrong.append(f"slice {item.name} has no number yet")
+            continue
+        for path in item.cgroups:
+            if (number := ids.get(path)) is None:
+                continue
+            wanted[number] = xid
+            if number not in table:
+                wrong.append(f"slice {item.name}: {path} (id {number}) is not in the table")
+            elif table[number] != xid:
+                wrong.append(f"slice {item.name}: {path} is marked {table[number]}, not {xid}")
+    _set, extra = steps.table_changes(table, wanted, set(xids.values()), root)
+    wrong += [f"the table has cgroup id {number}, which is no slice's" for number in extra]
+    found.lingering = len(set(table) - set(wanted)) - len(extra)
+    found.differences += wrong[:10]
+    if len(wrong) > 10:
+        found.differences.append(f"and {len(wrong) - 10} more in the table")
+
+
+def _settings(found: Status, _paths: Paths, state: State | None) -> None:
+    if state is None:
+        return
+    for key, value in found.sysctls.items():
+        if value != sysctls.WANTED[key]:
+            found.differences.append(f"sysctl {key} is {value}, not {sysctls.WANTED[key]}")
+
+
+def _rules(found: Status, _paths: Paths, state: State | None) -> None:
+    for family in rules.families():
+        for variant in rules.VARIANTS:
+            wanted = (
+                rules.asked() if state is not None and state.variant == variant else rules.NOTHING
+            )
+            wrong = rules.differences(rules.snapshot(family, variant), wanted)
+            if wanted is not rules.NOTHING:
+                found.rules[f"IPv{family}"] = not wrong
+            found.differences += [f"IPv{family} ({variant}): {words}" for words in wrong]
+
+
+def current_xids(paths: Paths) -> dict[str, int]:
+    """{slice: xid} as the registry has it now; empty before the first ``up``."""
+    try:
+        with registry.open_readonly(paths.registry) as known:
+            return {name: tenure.xid for name, tenure in known.held().items()}
+    except FileNotFoundError:
+        return {}
+
+
+def listing(paths: Paths) -> list[dict[str, Any]]:
+    """``vnet slice ls``: every slice with its number, its cgroups and their ids."""
+    slices = config.load(paths.config_dir)
+    root = cgroups.v2_root()
+    try:
+        with registry.open_readonly(paths.registry) as known:
+            held = known.held()
+    except FileNotFoundError:
+        held = {}
+    rows = []
+    for item in slices:
+        tenure = held.get(item.name)
+        rows.append(
+            {
+                "name": item.name,
+                "xid": tenure.xid if tenure else item.xid,
+                "since": tenure.since if tenure else None,
+                "cgroups": [
+                    {"path": path, "id": cgroups.cgroup_id(root, path)} for path in item.cgroups
+                ],
+                "raw": item.grants.raw,
+                "ports": [str(grant) for grant in item.grants.ports],
+                "file": str(item.file),
+            }
+        )
+    return rows
+
+
+def age(since_ns: int) -> str:
+    """How long ago, for people."""
+    seconds = max(0, time.time_ns() - since_ns) // 10**9
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

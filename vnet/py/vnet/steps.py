@@ -1,0 +1,241 @@
+"""The steps of ``up``: each finds what is not as asked, notes how to undo it, does it.
+
+``undo`` reads those notes. Every step works on what it finds, so a second
+``up`` changes nothing, and every undo may be done twice.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from vnet import cgroups, copyxid, journal, module, nftables, readback, rules, state, sysctls
+from vnet.errors import NetlinkError, NodeError, RulesError, VnetError
+from vnet.journal import Entry, Journal
+from vnet.paths import Paths
+from vnet.rules import Family, Snapshot, Variant
+from vnet.state import Made, State
+
+
+def load_module(notes: Journal, new: State) -> list[str]:
+    """Load xt_copyxid unless it is there. Raises ModuleError, NodeError."""
+    done = []
+    if not module.loaded():
+        notes.add("module")
+        module.load()
+        new.module_loaded = True
+        done.append(f"loaded module {copyxid.MODULE}")
+    if not copyxid.present():
+        raise NodeError(
+            f"module {copyxid.MODULE} is loaded, but does not answer here",
+            "run this in the host's own (initial) network namespace",
+        )
+    return done
+
+
+def wanted_entries(root: Path, paths: Mapping[str, int]) -> dict[int, int]:
+    """{cgroup id: xid} for the cgroups that exist, of {path: xid}."""
+    return {number: paths[path] for path, number in cgroups.ids(root, list(paths)).items()}
+
+
+def table_changes(
+    found: Mapping[int, int], wanted: Mapping[int, int], xids: set[int], root: Path
+) -> tuple[dict[int, int], list[int]]:
+    """(entries to set, ids to delete).
+
+    An entry too many whose xid is a slice's and whose cgroup is gone stays:
+    sockets outlive their cgroup, and ``vnet watch`` takes it away later.
+    """
+    to_set = {number: xid for number, xid in wanted.items() if found.get(number) != xid}
+    extra = [number for number in found if number not in wanted]
+    if not extra:
+        return to_set, []
+    live = cgroups.live_ids(root)
+    return to_set, [number for number in extra if number in live or found[number] not in xids]
+
+
+def fill_table(notes: Journal, wanted: Mapping[int, int], xids: set[int], root: Path) -> list[str]:
+    """Make the module's table what the slices say. Raises NetlinkError."""
+    with copyxid.connect() as kernel:
+        found = {number: entry.xid for number, entry in kernel.table().items()}
+        to_set, to_delete = table_changes(found, wanted, xids, root)
+        if not to_set and not to_delete:
+            return []
+        touched = [*to_set, *to_delete]
+        notes.add("table", before={str(number): found.get(number) for number in touched})
+        _write_table(kernel, to_set, to_delete)
+    done = []
+    if to_set:
+        done.append(f"set {len(to_set)} entries of the slices table")
+    if to_delete:
+        done.append(f"removed {len(to_delete)} entries of the slices table")
+    return done
+
+
+def _write_table(kernel: copyxid.Module, to_set: Mapping[int, int], to_delete: list[int]) -> None:
+    refused = kernel.set_many(to_set) | kernel.delete_many(to_delete)
+    for number, code in refused.items():
+        # A cgroup that went away a moment ago has no packets to mark.
+        if code != errno.ENOENT:
+            raise NetlinkError(
+                f"slices table: cgroup id {number}: the kernel says: {os.strerror(code)}", code
+            )
+
+
+def set_sysctls(notes: Journal, new: State) -> list[str]:
+    """Switch conntrack's accounting on. Raises NodeError."""
+    now = sysctls.read()
+    wrong = {key: value for key, value in now.items() if value != sysctls.WANTED[key]}
+    if not wrong:
+        return []
+    notes.add("sysctls", before={key: value for key, value in wrong.items() if value is not None})
+    for key, value in wrong.items():
+        sysctls.write(key, sysctls.WANTED[key])
+        if value is not None:
+            new.sysctls.setdefault(key, value)
+    return [f"sysctl {key} = {sysctls.WANTED[key]} (was {value})" for key, value in wrong.items()]
+
+
+def install_rules(
+    notes: Journal, new: State, variant: Variant, body: str = rules.BODY
+) -> tuple[list[str], list[str]]:
+    """Our chains in ``variant`` for v4, then v6, then out of the other variant.
+
+    Returns (what was done, remarks). Raises RulesError.
+    """
+    done: list[str] = []
+    remarks: list[str] = []
+    wanted = rules.asked(body)
+    for family in rules.families():
+        if not lead(notes, new, family, variant, wanted):
+            continue
+        done.append(f"rules for IPv{family} in table mangle ({variant})")
+        if wrong := rules.differences(rules.snapshot(family, variant), wanted):
+            raise RulesError(f"IPv{family} ({variant}), read back: " + "; ".join(wrong))
+        if variant == "legacy":
+            differing, remark = readback.compare(family, body)
+            if differing:
+                raise RulesError(f"IPv{family} ({variant}): " + "; ".join(differing))
+            remarks += [remark] if remark else []
+    other: Variant = "nft" if variant == "legacy" else "legacy"
+    for family in rules.families():
+        if lead(notes, new, family, other, rules.NOTHING):
+            done.append(f"removed the rules for IPv{family} from the other variant ({other})")
+    return done, remarks
+
+
+def lead(notes: Journal, new: State, family: Family, variant: Variant, then: Snapshot) -> bool:
+    """Lead one family of one variant to ``then``. False: it was so already."""
+    now = rules.snapshot(family, variant)
+    if not rules.script(now, then):
+        return False
+    if variant == "legacy":
+        notes.add("rules", family=family, variant=variant, before=_plain(now))
+        rules.change(family, variant, now, then)
+        return True
+    before = nftables.bases(family)
+    notes.add(
+        "rules",
+        family=family,
+        variant=variant,
+        before=_plain(now),
+        bases={"table": before.table, "chains": list(before.chains)},
+    )
+    rules.change(family, variant, now, then)
+    made = new.made.get(str(family), Made())
+    if then.empty:
+        nftables.remove_if_empty(family, made.table, tuple(made.chains))
+        new.made.pop(str(family), None)
+    else:
+        after = nftables.bases(family)
+        chains = {*made.chains, *after.chains} - set(before.chains) | set(made.chains)
+        new.made[str(family)] = Made(made.table or not before.table, sorted(chains))
+    return True
+
+
+def write_state(notes: Journal, paths: Paths, new: State, old_text: str | None) -> None:
+    """Write state.json if it changes."""
+    content = state.dump(new)
+    if content != old_text:
+        notes.add("state", before=old_text)
+        state.replace(paths.state, content)
+
+
+# -- and back -----------------------------------------------------------------
+
+
+def _plain(snapshot: Snapshot) -> dict[str, object]:
+    return {"chains": snapshot.chains, "jumps": snapshot.jumps}
+
+
+def _undo_module(_paths: Paths, _entry: Entry) -> None:
+    module.unload()
+
+
+def _undo_table(_paths: Paths, entry: Entry) -> None:
+    if not module.loaded():
+        return
+    before: dict[str, int | None] = entry["before"]
+    with copyxid.connect() as kernel:
+        _write_table(
+            kernel,
+            {int(number): xid for number, xid in before.items() if xid is not None},
+            [int(number) for number, xid in before.items() if xid is None],
+        )
+
+
+def _undo_sysctls(_paths: Paths, entry: Entry) -> None:
+    sysctls.restore(entry["before"])
+
+
+def _undo_rules(_paths: Paths, entry: Entry) -> None:
+    family, variant = entry["family"], entry["variant"]
+    then = msgspec.convert(entry["before"], Snapshot)
+    rules.change(family, variant, rules.snapshot(family, variant), then)
+    if variant == "nft":
+        before, now = entry["bases"], nftables.bases(family)
+        nftables.remove_if_empty(
+            family,
+            now.table and not before["table"],
+            tuple(chain for chain in now.chains if chain not in before["chains"]),
+        )
+
+
+def _undo_state(paths: Paths, entry: Entry) -> None:
+    if entry["before"] is None:
+        paths.state.unlink(missing_ok=True)
+    else:
+        state.replace(paths.state, entry["before"])
+
+
+_UNDO: dict[str, Callable[[Paths, Entry], None]] = {
+    "module": _undo_module,
+    "table": _undo_table,
+    "sysctls": _undo_sysctls,
+    "rules": _undo_rules,
+    "state": _undo_state,
+}
+
+
+def undo(paths: Paths) -> bool:
+    """Undo what the journal says, the last first. False: there is no journal.
+
+    Raises NodeError if some of it cannot be undone; the journal then stays.
+    """
+    if not paths.journal.exists():
+        return False
+    problems = []
+    for entry in reversed(journal.read(paths.journal)):
+        try:
+            _UNDO[entry["step"]](paths, entry)
+        except VnetError as error:
+            problems.append(f"{entry['step']}: {error.message}")
+    if problems:
+        raise NodeError(
+            "what was begun could not be undone:\n  " + "\n  ".join(problems),
+            f"cure that, then run `vnet down`; {paths.journal} knows what is left",
+        )
+    paths.journal.unlink()
+    return True

@@ -1,0 +1,166 @@
+"""What commands print: tables for people, JSON for programs."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vnet.doctor import Finding
+    from vnet.node import Outcome
+    from vnet.registry import Tenure
+    from vnet.status import Status
+
+
+def _json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _table(*columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left",
+                         overflow="fold")  # fmt: skip
+    return table
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe has no width: never cut a path
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def outcome(found: "Outcome", as_json: bool, nothing: str, end: str) -> None:
+    """What ``up`` or ``down`` did."""
+    if as_json:
+        _json(asdict(found))
+        return
+    for line in found.done:
+        click.echo(f"  {line}")
+    for line in found.remarks:
+        click.echo(f"note: {line}", err=True)
+    where = f", rules in the {found.variant} tables" if found.variant else ""
+    click.echo((end if found.done else nothing) + where)
+
+
+def slice_changed(what: str, name: str, xid: int | None, is_up: bool, as_json: bool) -> None:
+    """After ``slice add`` and ``slice rm``."""
+    if as_json:
+        _json({"name": name, "xid": xid, "applied": is_up})
+        return
+    number = "" if xid is None else f" (xid {xid})"
+    click.echo(f"{what} slice {name}{number}" + ("" if is_up else "; the node is down: `vnet up`"))
+
+
+def slices(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """``vnet slice ls``."""
+    from vnet.registry import moment
+
+    if as_json:
+        _json(rows)
+        return
+    table = _table("slice", ">xid", "since", "cgroup", ">id")
+    for row in rows:
+        for at, cgroup in enumerate(row["cgroups"]):
+            head = (
+                row["name"],
+                str(row["xid"] or "-"),
+                moment(row["since"]) if row["since"] else "-",
+            )
+            table.add_row(*(head if at == 0 else ("", "", "")), cgroup["path"],
+                          str(cgroup["id"] or "not there"))  # fmt: skip
+    _print(table)
+
+
+def history(rows: "list[Tenure]", as_json: bool) -> None:
+    """``vnet slice history``."""
+    from vnet.registry import moment
+
+    if as_json:
+        _json([asdict(row) for row in rows])
+        return
+    table = _table(">xid", "slice", "since", "until")
+    for row in rows:
+        table.add_row(str(row.xid), row.slice, moment(row.since),
+                      "now" if row.until is None else moment(row.until))  # fmt: skip
+    _print(table)
+
+
+#: What each counter means to a reader; the names are the kernel header's.
+_REASONS = {
+    "out-socket": "sent by a slice, by its socket",
+    "out-conn": "sent by a slice, by its connection",
+    "in-socket": "received by a slice, by its socket",
+    "in-lookup": "received by a slice, by its socket (looked up)",
+    "in-conn": "received by a slice, by its connection",
+    "node-socket": "the node's own: a socket outside every slice",
+    "no-socket": "nobody's: no socket, and no owner on the connection",
+    "no-conntrack": "nobody's: neither a socket nor a connection",
+    "other-netns": "nobody's: the socket is another namespace's",
+    "forwarded": "passed through: no local end",
+    "filled": "connections that got an owner",
+    "conflict": "connections that changed owner",
+    "intrusion": "raw packets into another slice's connection",
+}
+
+
+def status(found: "Status", verbose: bool, as_json: bool) -> None:
+    """``vnet status``."""
+    from vnet.registry import moment
+    from vnet.status import age
+
+    if as_json:
+        _json(found.as_dict())
+        return
+    if found.up and found.since is not None:
+        click.echo(f"up since {moment(found.since)} ({age(found.since)}), "
+                   f"rules in the {found.variant} tables")  # fmt: skip
+    else:
+        click.echo("the node is down")
+    users = f", used by {found.module_users} rules" if found.module else ""
+    click.echo(f"  module   {'loaded' if found.module else 'not loaded'}{users}")
+    lingering = f", {found.lingering} of cgroups that are gone" if found.lingering else ""
+    click.echo(f"  slices   {found.slices}, {found.cgroups_present} of {found.cgroups} cgroups "
+               f"present; {found.entries} entries in the table{lingering}")  # fmt: skip
+    short = ", ".join(f"{key.rsplit('.', 1)[1]} = {value}" for key, value in found.sysctls.items())
+    click.echo(f"  sysctls  {short}")
+    if found.rules:
+        places = ", ".join(f"{family} {'in place' if ok else 'NOT as asked'}"
+                           for family, ok in found.rules.items())  # fmt: skip
+        click.echo(f"  rules    {places}")
+    for line in found.differences:
+        click.echo(f"  NOT as asked: {line}")
+    if any(found.counters.values()):
+        table = _table(">packets", "counter", "meaning")
+        for name, number in found.counters.items():
+            table.add_row(f"{number:,}", name, _REASONS.get(name, ""))
+        _print(table)
+    if verbose and found.namespaces:
+        table = _table("network namespace", "counter", ">packets")
+        for space in found.namespaces:
+            for name, number in space["counters"].items():
+                if number:
+                    table.add_row(f"net:[{space['netns']}]", name, f"{number:,}")
+        _print(table)
+
+
+def findings(found: "list[Finding]", as_json: bool) -> None:
+    """``vnet doctor``."""
+    if as_json:
+        _json([asdict(finding) for finding in found])
+        return
+    for finding in found:
+        click.secho(f"{finding.level}: {finding.what}",
+                    fg="red" if finding.level == "problem" else "yellow", bold=True)  # fmt: skip
+        click.echo(f"  why:  {finding.why}\n  cure: {finding.cure}")
+    if not found:
+        click.echo("nothing found that would break the marks")
