@@ -1,0 +1,5 @@
+"""``python -m netflow`` is ``netflow``."""
+
+from netflow.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""Who held an xid when, from the registry; xids without a name keep their number."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netflow.when import SECOND
+
+_FOREVER = 1 << 62
+
+# Each record matches at most one tenure of an xid: the earliest that had not
+# ended when the record began, if it had begun when the record ended. "after"
+# is the end of the one before it.
+CTE = """
+tenure AS MATERIALIZED (
+    SELECT unnest($t_xid::USMALLINT[]) AS xid, unnest($t_slice::VARCHAR[]) AS slice,
+        make_timestamp_ns(unnest($t_after::BIGINT[])) AS "after",
+        make_timestamp_ns(unnest($t_since::BIGINT[])) AS since,
+        make_timestamp_ns(unnest($t_until::BIGINT[])) AS until)
+"""
+
+
+def join(side: str, alias: str) -> str:
+    """SQL that joins the tenure of one side's xid ("o" or "r") under an alias."""
+    return (
+        f"LEFT JOIN tenure {alias} ON {alias}.xid = {side}xid AND {alias}.until > start_time "
+        f'AND {alias}."after" <= start_time AND {alias}.since <= end_time'
+    )
+
+
+@dataclass
+class Names:
+    """The registry's tenures, read again when its files change."""
+
+    registry: Path
+    params: dict[str, list[Any]] = field(default_factory=dict)
+    seen: tuple[tuple[int, int], ...] | None = None
+
+
+def tenures(names: Names, now: int) -> dict[str, list[Any]]:
+    """The parameters of CTE. A registry that is missing or broken names nothing.
+
+    It may appear later: its files are looked at for each question.
+    """
+    state = _state(names.registry)
+    if names.seen != state or not names.params:
+        names.params = _read(names.registry)
+        # File times tick in milliseconds: a change right after this one might
+        # leave the same time behind, so a fresh file is not trusted yet.
+        settled = all(now - mtime > 2 * SECOND for mtime, _ in state)
+        names.seen = state if settled else None
+    return names.params
+
+
+def _state(registry: Path) -> tuple[tuple[int, int], ...]:
+    found = []
+    for name in (registry.name, registry.name + "-wal"):
+        try:
+            stat = registry.with_name(name).stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append((0, -1))
+    return tuple(found)
+
+
+def _read(registry: Path) -> dict[str, list[Any]]:
+    from vnet.registry import open_readonly
+
+    rows: list[tuple[int, str, int, int | None]] = []
+    if registry.exists():
+        try:
+            with open_readonly(registry) as opened:
+                rows = [(t.xid, t.slice, t.since, t.until) for t in opened.tenures()]
+        except (OSError, sqlite3.Error):
+            rows = []
+    return params_of(rows)
+
+
+def params_of(rows: list[tuple[int, str, int, int | None]]) -> dict[str, list[Any]]:
+    """CTE's parameters from (xid, slice, since, until) rows, times in ns."""
+    last: defaultdict[int, int] = defaultdict(int)
+    params: dict[str, list[Any]] = {
+        key: [] for key in ("t_xid", "t_slice", "t_after", "t_since", "t_until")
+    }
+    for xid, slice_name, since, until in sorted(rows, key=lambda row: (row[0], row[2])):
+        end = _FOREVER if until is None else until
+        for key, value in zip(params, (xid, slice_name, last[xid], since, end), strict=True):
+            params[key].append(value)
+        last[xid] = end
+    return params
