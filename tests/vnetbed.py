@@ -1,0 +1,169 @@
+"""A node to bring up and down in a namespace, its fingerprint, and tools that kill.
+
+The host kernel has no module, so ``python -m vnetbed up`` takes ``vnet up``'s
+own steps except those that need it, with an ordinary MARK rule as the body:
+lock, guard, journal, sysctls, rules, read-back and state are the product's.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from testbed.net import Namespace
+
+BODY = "-j MARK --set-xmark 0x7/0xffff"
+_PY = Path(__file__).resolve().parent.parent / "vnet" / "py"
+
+#: everything a ``vnet up`` could leave behind, as text that only changes if it does
+_LOOK = r"""
+for tool in iptables ip6tables; do
+  for variant in legacy nft; do
+    echo "== $tool $variant"
+    $tool-$variant-save -c 2>/dev/null | grep -v '^#'
+  done
+done
+echo "== nft"; nft list ruleset 2>/dev/null
+echo "== sysctls"
+sysctl net.netfilter.nf_conntrack_acct net.netfilter.nf_conntrack_timestamp \
+  net.netfilter.nf_conntrack_events 2>/dev/null
+"""
+
+
+@dataclass
+class Node:
+    """A namespace (or the guest itself) with its own vnet directories."""
+
+    ns: Namespace
+    base: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("config", "state", "run"):
+            self.env[f"VNET_{name.upper()}_DIR"] = str(self.base / name)
+        (self.base / "config").mkdir(parents=True, exist_ok=True)
+
+    def vnet(self, *argv, check=True, path=None, timeout=60):
+        """Run the command ``vnet``; ``path``: a directory whose tools come first."""
+        return self._python("vnet.cli", argv, check, path, timeout)
+
+    def json(self, *argv, check=True):
+        """Run ``vnet ... --json`` and return what it printed."""
+        return json.loads(self.vnet(*argv, "--json", check=check).stdout)
+
+    def rules_up(self, variant, check=True, path=None):
+        """``vnet up`` without the module: see this file's head."""
+        return self._python("vnetbed", ["up", variant], check, path, 60)
+
+    def _python(self, module, argv, check, path, timeout):
+        env = dict(self.env, PATH=os.environ["PATH"])
+        env["PYTHONPATH"] = os.pathsep.join([str(_PY), *sys.path])
+        if path:
+            env["PATH"] = f"{path}:{env['PATH']}"
+        return self.ns.run(
+            sys.executable, "-m", module, *argv, check=check, env=env, timeout=timeout
+        )
+
+    def slices(self, **cgroups):
+        """Write slices.toml: name=cgroup path, or name=(path, xid)."""
+        lines = []
+        for name, value in cgroups.items():
+            path, xid = value if isinstance(value, tuple) else (value, None)
+            lines += ["[[slice]]", f'name = "{name}"', f'cgroups = ["{path}"]']
+            lines += [f"xid = {xid}"] if xid else []
+        (self.base / "config" / "slices.toml").write_text("\n".join(lines) + "\n")
+
+    def fingerprint(self, files=True):
+        """Rules, sysctls and (without the lock) the files of the run directory."""
+        text = self.ns.run("sh", "-c", _LOOK).stdout
+        run = self.base / "run"
+        for path in sorted(run.iterdir()) if files and run.exists() else []:
+            if path.name != "lock":
+                text += f"== {path.name}\n{path.read_text()}\n"
+        # Packet counters move with the packets of the test itself.
+        return re.sub(r"\[\d+:\d+\]|packets \d+ bytes \d+", "", text)
+
+
+def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
+    """Put a ``tool`` into ``directory`` that does ``what`` at its n-th call.
+
+    ``what``: fail; or WHEN-WHOM, where WHEN is before or after the real tool
+    has run and WHOM, killed with -9, is worker, guard or both.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    real = shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    when, _, whom = what.partition("-")
+    victims = {
+        "worker": "$PPID",
+        "guard": "$(cut -d' ' -f4 /proc/$PPID/stat)",
+        "both": "$(cut -d' ' -f4 /proc/$PPID/stat) $PPID",
+    }
+    act = "echo 'refused by the test' >&2; exit 4"
+    if whom:
+        first = f'{real} "$@"' if when == "after" else ":"
+        act = f"{first}\nkill -9 {victims[whom]}\nexit 0"
+    (directory / tool).write_text(f"""#!/bin/sh
+echo x >>{directory}/{tool}.calls
+if [ $(wc -l <{directory}/{tool}.calls) = {call} ]; then
+{act}
+fi
+exec {real} "$@"
+""")
+    (directory / tool).chmod(0o755)
+    return directory
+
+
+def tree(base: Path) -> dict[str, bytes]:
+    """Every file below a directory with its content."""
+    return {str(path): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
+
+
+def main(argv: list[str]) -> int:
+    """``up VARIANT``: bring up what needs no module."""
+    from vnet import guard, state, steps
+    from vnet.errors import VnetError
+    from vnet.journal import Journal
+    from vnet.paths import Paths
+
+    paths = Paths(*(Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN")))
+
+    def work():
+        new = state.load(paths.state) or state.State(since=time.time_ns(), variant="nft")
+        old_text = state.text(paths.state)
+        new.variant = argv[1]
+        notes = Journal(paths.journal)
+        done = steps.set_sysctls(notes, new)
+        done += steps.install_rules(notes, new, argv[1], BODY)[0]
+        steps.write_state(notes, paths, new, old_text)
+        notes.close()
+        paths.journal.unlink(missing_ok=True)
+        return {"done": done}
+
+    try:
+        with guard.lock(paths):
+            steps.undo(paths)
+            print(json.dumps(guard.guarded(work, lambda: steps.undo(paths) and None)))
+    except VnetError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def calls(directory: Path, tool: str) -> int:
+    """How often a shim was called."""
+    path = directory / f"{tool}.calls"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def run_here(*argv: str) -> str:
+    """Run a tool of the host and return what it printed."""
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
