@@ -1,0 +1,194 @@
+"""xids: stable, never two holders, rested before reuse, and a history that stays."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vnet import registry
+from vnet.errors import ConflictError
+from vnet.registry import Request, Tenure
+
+pytestmark = pytest.mark.unit
+
+HOUR = 3600 * 10**9
+REST = 24 * HOUR
+
+
+@pytest.fixture
+def book(tmp_path):
+    return tmp_path / "state" / "registry.db"
+
+
+def sync(book, now, *wanted, rest=REST):
+    requests = [Request(*((item,) if isinstance(item, str) else item)) for item in wanted]
+    result = registry.assign(book, requests, now, rest)
+    registry.release(book, result.ended, now)
+    return result.xids
+
+
+def test_numbers_go_up_from_256_and_stay(book):
+    assert sync(book, 1, "b", "a") == {"b": 256, "a": 257}
+    assert sync(book, 2, "a", "c", "b") == {"a": 257, "c": 258, "b": 256}
+
+
+def test_a_slice_that_comes_back_gets_its_number_again(book):
+    sync(book, 1, "a", "b")
+    sync(book, 2, "b")
+    assert sync(book, 3, "b", "a") == {"b": 257, "a": 256}
+    with registry.open_readonly(book) as known:
+        assert known.tenures("a") == [Tenure(256, "a", 1, 2), Tenure(256, "a", 3, None)]
+
+
+def test_a_number_rests_and_never_used_ones_come_first(book):
+    sync(book, 0, "a")
+    sync(book, HOUR)
+    assert sync(book, 2 * HOUR, "b") == {"b": 257}
+    assert sync(book, 100 * HOUR, "b", "c") == {"b": 257, "c": 258}
+
+
+def test_when_no_number_is_unused_the_lowest_rested_one_is_given(book, monkeypatch):
+    monkeypatch.setattr(registry, "LAST", 257)
+    sync(book, 0, "a", "b")
+    sync(book, HOUR, "b")
+    with pytest.raises(registry.VnetError, match="held or rests"):
+        sync(book, 2 * HOUR, "b", "c")
+    assert sync(book, 25 * HOUR, "b", "c") == {"b": 257, "c": 256}
+
+
+def test_a_fixed_number_is_honoured_and_a_held_one_refused(book):
+    assert sync(book, 1, ("a", 7), "b") == {"a": 7, "b": 256}
+    with pytest.raises(ConflictError, match="slice b holds it"):
+        sync(book, 2, ("c", 256), "a", "b")
+    with registry.open_readonly(book) as known:
+        assert set(known.held()) == {"a", "b"}
+
+
+def test_a_fixed_number_that_rests_is_refused_unless_told(book):
+    sync(book, 0, ("a", 7))
+    sync(book, HOUR)
+    with pytest.raises(ConflictError, match="it rests until 1970-01-02 01:00:00Z"):
+        sync(book, 2 * HOUR, ("b", 7))
+    assert sync(book, 2 * HOUR, ("b", 7), rest=0) == {"b": 7}
+
+
+def test_a_slice_may_be_given_another_fixed_number(book):
+    sync(book, 1, "a")
+    assert sync(book, 2, ("a", 9)) == {"a": 9}
+    with registry.open_readonly(book) as known:
+        assert known.holder(256, 1) == "a"
+        assert known.holder(256, 2) is None
+        assert known.holder(9, 2) == "a"
+    assert sync(book, 3, "a") == {"a": 9}
+
+
+def test_a_record_is_named_by_who_held_the_number_then(book):
+    sync(book, 10, ("a", 7))
+    sync(book, 20)
+    sync(book, 30, ("b", 7), rest=0)
+    with registry.open_readonly(book) as known:
+        at = {when: known.holder(7, when) for when in (9, 10, 19, 20, 29, 30, 10**18)}
+        assert at == {9: None, 10: "a", 19: "a", 20: None, 29: None, 30: "b", 10**18: "b"}
+        assert known.tenures(xid=7) == [Tenure(7, "a", 10, 20), Tenure(7, "b", 30, None)]
+
+
+def test_ended_tenures_stay_open_until_released(book):
+    sync(book, 1, "a")
+    result = registry.assign(book, [], 2, REST)
+    with registry.open_readonly(book) as known:
+        assert known.holder(256, 5) == "a"
+        registry.release(book, result.ended, 3)
+        assert known.holder(256, 5) is None
+
+
+def test_a_reader_sees_what_is_written_after_it_opened(book):
+    sync(book, 1, "a")
+    with registry.open_readonly(book) as known:
+        sync(book, 2, "a", "b")
+        assert known.holder(257, 2) == "b"
+
+
+def test_a_reader_cannot_write(book):
+    sync(book, 1, "a")
+    with registry.open_readonly(book) as known, pytest.raises(sqlite3.OperationalError):
+        known._connection.execute("DELETE FROM tenure")
+
+
+def test_no_registry_is_told_as_such(book):
+    with pytest.raises(FileNotFoundError, match="no registry yet"):
+        registry.open_readonly(book)
+
+
+def test_the_file_can_be_read_by_all_and_written_by_its_owner(book):
+    sync(book, 1, "a")
+    assert oct(book.stat().st_mode & 0o777) == "0o644"
+    assert oct(book.parent.stat().st_mode & 0o777) == "0o755"
+    assert [path.name for path in book.parent.iterdir()] == ["registry.db"]
+
+
+def test_a_writer_killed_in_a_transaction_has_written_nothing(book):
+    sync(book, 1, "a")
+    code = (
+        "import sqlite3, os, signal\n"
+        f"c = sqlite3.connect({str(book)!r}, isolation_level=None)\n"
+        "c.execute('BEGIN IMMEDIATE')\n"
+        "c.execute('INSERT INTO tenure VALUES (900, \"x\", 1, NULL)')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert sync(book, 2, "a", "b") == {"a": 256, "b": 257}
+    with registry.open_readonly(book) as known:
+        assert known.tenures(xid=900) == []
+
+
+def test_ten_thousand_slices_get_their_numbers_in_no_time(book):
+    requests = [f"s{n}" for n in range(10_000)]
+    xids = sync(book, 1, *requests)
+    assert sorted(xids.values()) == list(range(256, 10_256))
+    assert sync(book, 2, *reversed(requests)) == xids
+
+
+_steps = st.lists(
+    st.tuples(
+        st.integers(0, 30),  # hours that pass
+        st.lists(st.sampled_from("abcdef"), unique=True),
+        st.sampled_from("abcdef"),
+        st.none() | st.integers(1, 3) | st.integers(256, 259),
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(_steps)
+def test_whatever_comes_no_number_has_two_holders_or_too_little_rest(steps):
+    """The rules of the registry, over any course of events."""
+    tenures, now = [], 0
+    for hours, names, chosen, xid in steps:
+        now += hours * HOUR + 1
+        requests = [Request(name, xid if name == chosen else None) for name in names]
+        try:
+            result = registry.plan(tenures, requests, now, REST)
+        except ConflictError:
+            continue
+        assert sorted(result.xids) == sorted(names)
+        assert len(set(result.xids.values())) == len(names)
+        tenures = [
+            Tenure(old.xid, old.slice, old.since, now) if old in result.ended else old
+            for old in tenures
+        ] + result.opened
+        tenures.sort(key=lambda tenure: tenure.since)
+        assert {t.slice: t.xid for t in tenures if t.until is None} == result.xids
+    for one in tenures:
+        for two in tenures:
+            if one.xid == two.xid and one.slice != two.slice and one.since <= two.since:
+                assert one.until is not None
+                assert one.until + REST <= two.since
+
+
+def test_times_are_shown_in_utc():
+    os.environ["TZ"] = "Asia/Tokyo"
+    assert registry.moment(0) == "1970-01-01 00:00:00Z"
