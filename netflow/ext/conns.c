@@ -178,19 +178,46 @@ static void split(struct conns *c)
 		c->low *= 2;
 }
 
+/*
+ * First sight is later than the start, but for the time between a caller's
+ * look at the clock and the event: it is given a second.
+ */
+#define SIGHT_SLACK 1000000000ull
+
+/* May an entry be the connection that began at start? */
+static int may_be(const struct conn *conn, uint64_t start)
+{
+	if (!start)
+		return 1;
+	if (conn->has_start)
+		return conn->start == start;
+	return start <= conn->start || start - conn->start < SIGHT_SLACK;
+}
+
+static int later_than(const struct conn *a, const struct conn *b)
+{
+	if (a->ghost != b->ghost)
+		return b->ghost;
+	return a->start > b->start;
+}
+
 struct conn *conns_find(const struct conns *c, const struct conn_key *key,
-			uint64_t hash, uint32_t id)
+			uint64_t hash, uint32_t id, uint64_t start)
 {
 	uint32_t handle = *head(c, (uint32_t)hash);
-	struct conn *conn;
+	struct conn *conn, *best = NULL;
 
 	for (; handle; handle = conn->next) {
 		conn = slab_at(&c->conn, handle);
-		if (conn->hash == (uint32_t)hash && conn->id == id &&
-		    !memcmp(&conn->key, key, sizeof(*key)))
+		if (conn->hash != (uint32_t)hash || conn->id != id ||
+		    memcmp(&conn->key, key, sizeof(*key)) || !may_be(conn, start))
+			continue;
+		if (start && conn->has_start)
 			return conn;
+		if (!best || later_than(conn, best))
+			best = conn;
 	}
-	return NULL;
+	return best;
 }
 
 struct conn *conns_insert(struct conns *c, const struct conn_key *key,

@@ -3,7 +3,7 @@
  * conns.h - where live connections are kept.
  *
  * A hash of 112-byte entries from a slab, found by original tuple, protocol
- * and zone, told apart by conntrack's id. Entries are named by 32-bit handles
+ * and zone, told apart by conntrack's id and by start. Entries are named by 32-bit handles
  * (0: none), since they are half a pointer and survive any growth. What only
  * some connections need (a NAT tuple, what is recorded of them already) lives
  * in slabs of its own.
@@ -60,7 +60,9 @@ struct conn_nat {		/* its tuple as the other side sees it */
 	uint16_t sport, dport;
 };
 
+#ifndef DEAD_BUCKETS		/* the fuzzer makes many tables, with few */
 #define DEAD_BUCKETS 8192u
+#endif
 #define DEAD_WAYS 8u
 
 struct conns {
@@ -78,9 +80,14 @@ void conns_exit(struct conns *c);
 size_t conns_memory(const struct conns *c);
 
 uint64_t conns_hash(const struct conns *c, const struct conn_key *key);
-/* NULL: none. The pointer stays good until the connection is removed. */
+/*
+ * By name and start (0: unknown), since an id alone may have been handed out
+ * again. An entry whose start is not known yet stands for any that it can have
+ * begun at; of several that may be meant, the latest. NULL: none. The pointer
+ * stays good until the connection is removed.
+ */
 struct conn *conns_find(const struct conns *c, const struct conn_key *key,
-			uint64_t hash, uint32_t id);
+			uint64_t hash, uint32_t id, uint64_t start);
 struct conn *conns_insert(struct conns *c, const struct conn_key *key,
 			  uint64_t hash, uint32_t id);	/* NULL: no memory */
 void conns_remove(struct conns *c, struct conn *conn);

@@ -166,10 +166,11 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  *			the rest the new one's. Of an unknown connection the
  *			whole is recorded; a repeated DESTROY is ignored.
  *
- * A connection is its original tuple, zone and id. The same with another
- * start, or with counters that fell, is another one: the old one is closed as
- * FLOW_LOST first. One with the same tuple and another id is told apart, and
- * the old one is left to its DESTROY or to the sweep. A last share (closed,
+ * A connection is its original tuple, zone, id and start. One that differs in
+ * any of them is another one: both are kept, and the old one is left to its
+ * DESTROY (which may still be waiting in the events' socket) or to the sweep.
+ * Counters that fall (`conntrack -z`, or a reincarnation where there are no
+ * start times) close what was seen before as FLOW_LOST. A last share (closed,
  * idle, lost) is recorded even without packets; active and owner shares only
  * with some (owner shares also where nobody counts).
  */
@@ -183,7 +184,7 @@ uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
  * up to these are recorded, and the next share starts at end. Used of a row:
  * the original tuple, zone, flow_id, flow_start, end and the four counts.
  * Ignored if the connection is not in the table, if the kernel gave it
- * another start, or if it counts less. Call it after the first dump and
+ * another start, if it counts less, or if the table closed a share of it. Call it after the first dump and
  * before any event is applied.
  */
 void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums);

@@ -4,8 +4,17 @@
  *
  * The kernel's counters only grow, so every share is a difference: what a
  * message says now, less what is recorded already. Nothing is recorded twice
- * and no difference can be negative: counters that fall mean another
- * connection (or `conntrack -z`), and the old one is closed as lost first.
+ * and no difference can be negative: counters that fall mean `conntrack -z`,
+ * or another connection where no start times tell them apart, and what was
+ * seen before is closed as lost first.
+ *
+ * What a row is about is decided by conns_find(). conntrack's id does not tell
+ * a connection from its next incarnation: nf_ct_get_id() hashes the entry's
+ * address and tuple, and the slab hands the same address out again. Nor does a
+ * second NEW: with reliable events, one that some listener had no room for is
+ * sent to all again (nf_ct_deliver_cached_events()). The start does, and both
+ * may be in the table at once, for the dump may show the next one before the
+ * DESTROY of the last one has been read.
  */
 #include <netinet/in.h>
 
@@ -347,13 +356,11 @@ static void raise_ghost(struct step *s)
 	s->conn->ghost = 0;
 }
 
-/* Its end went unseen, and this row is about another connection. */
-static void replace(struct step *s)
+/* What was counted before went unseen from some time on: begin anew. */
+static void restart(struct step *s)
 {
-	uint64_t end = row_start(s) ? row_start(s) : s->now;
-
 	if (!s->conn->ghost || has_new(s->t, s->conn))
-		put_share(s->t, s->conn, end, FLOW_LOST, s->out);
+		put_share(s->t, s->conn, s->now, FLOW_LOST, s->out);
 	raise_ghost(s);
 	conns_reset(&s->t->conns, s->conn);
 	first_sight(s);
@@ -371,18 +378,6 @@ static int fell(const struct step *s)
 		if (n[i] < s->conn->seen[i])
 			return 1;
 	return 0;
-}
-
-/*
- * The id alone does not tell a reincarnation: nf_ct_get_id() hashes the
- * entry's address and tuple, and the slab hands the same address out again.
- * Nor does a second NEW: with reliable events one that some listener had no
- * room for is sent to all again (nf_ct_deliver_cached_events()). The start
- * does, and so do counters that fall.
- */
-static int other_start(const struct step *s)
-{
-	return s->conn->has_start && row_start(s) && row_start(s) != s->conn->start;
 }
 
 static uint32_t latest(const struct conn *conn)
@@ -457,20 +452,16 @@ static int outdated(struct step *s)
 	if ((!conn || (!conn->has_start && row_start(s))) &&
 	    conns_buried(&s->t->conns, s->hash, s->in->id[s->row], row_start(s)))
 		return 1;
-	if (!conn)
-		return 0;
-	if (other_start(s))
-		return row_start(s) < conn->start;
 	/* a later one was taken in this very round */
-	return fell(s) && conn->dumped == s->t->round;
+	return conn && fell(s) && conn->dumped == s->t->round;
 }
 
 static void take_dump(struct step *s, int active)
 {
 	if (outdated(s))
 		return;
-	if (s->conn && (other_start(s) || fell(s)))
-		replace(s);
+	if (s->conn && fell(s))
+		restart(s);
 	else if (!s->conn && appear(s))
 		return;
 	raise_ghost(s);
@@ -494,8 +485,8 @@ static void take_destroy(struct step *s)
 	if (!s->conn && row_start(s) &&
 	    conns_buried(conns, s->hash, s->in->id[s->row], row_start(s)))
 		return;
-	if (s->conn && (other_start(s) || fell(s)))
-		replace(s);
+	if (s->conn && fell(s))
+		restart(s);
 	else if (!s->conn && appear(s))
 		return;
 	if (!row_start(s) && !s->conn->shown)
@@ -524,7 +515,8 @@ uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 			break;
 		row_key(events, s.row, &s.key);
 		s.hash = conns_hash(&t->conns, &s.key);
-		s.conn = conns_find(&t->conns, &s.key, s.hash, events->id[s.row]);
+		s.conn = conns_find(&t->conns, &s.key, s.hash, events->id[s.row],
+				    row_start(&s));
 		ask = wants_ask(&s) && max_asks;
 		if (ask && *nasks == max_asks)
 			break;
@@ -563,15 +555,16 @@ static void recorded(struct ct_table *t, const struct flow_batch *f, uint32_t i)
 	int n;
 
 	flow_key(f, i, &key);
-	conn = conns_find(&t->conns, &key, conns_hash(&t->conns, &key), f->flow_id[i]);
-	if (!conn || (conn->has_start && conn->start != f->flow_start[i]))
+	conn = conns_find(&t->conns, &key, conns_hash(&t->conns, &key),
+			  f->flow_id[i], f->flow_start[i]);
+	if (!conn)
 		return;
 	for (n = 0; n < COUNTERS; n++)
 		if (sum[n] > conn->seen[n])
 			return;		/* another connection after all */
 	share = conns_share_add(&t->conns, conn);
-	if (!share)
-		return;
+	if (!share || share->end)
+		return;		/* of what was recorded since, the table knows more */
 	memcpy(share->sum, sum, sizeof(sum));
 	share->end = f->end[i];
 	conn->start = f->flow_start[i];

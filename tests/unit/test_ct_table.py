@@ -307,11 +307,26 @@ def test_a_late_half_reaches_the_old_owners_share_too():
 
 def test_another_start_is_another_connection():
     """conntrack's id is a hash of the entry's address, which the slab hands out again."""
-    story = Story().dump(row(10), now=40 * S, active=True).tell(row(3, start=50 * S, mark=B))
-    assert story.counts == [counted(10), (0, 0, 0, 0)]
-    assert story["reason end"][-1] == (Reason.LOST, 50 * S)
+    story = Story().dump(row(10), active=True).dump(row(3, start=50 * S, mark=B))
+    assert story["opackets flow_start reason"] == [
+        (10, 1 * S, Reason.ACTIVE),
+        (0, 1 * S, Reason.LOST),
+    ]
     story.tell(end(5, start=50 * S, mark=B))
-    assert story["opackets oxid"][-1] == (5, B)
+    assert story["opackets oxid flow_start"][-1] == (5, B, 50 * S)
+
+
+def test_a_dump_may_show_a_successor_before_the_end_of_its_predecessor_is_read():
+    story = Story().dump(row(10)).dump(row(3, start=50 * S, mark=B), now=51 * S)
+    story.tell(end(12), Conn(DNS, mark=B).new(), end(5, start=50 * S, mark=B))
+    assert story["oxid flow_start"] == [(A, 1 * S), (A, 1 * S), (B, 50 * S)]
+    assert story["opackets"] == [10, 2, 5]
+
+
+def test_a_start_after_first_sight_is_another_connection():
+    story = Story().tell(Conn(DNS, mark=A).new(), now=10 * S)
+    story.tell(row(3, start=50 * S, mark=B), end(4), end(5, start=50 * S, mark=B))
+    assert story["oxid flow_start opackets"] == [(A, 1 * S, 4), (B, 50 * S, 5)]
 
 
 def test_the_same_tuple_with_another_id_is_another_connection():
