@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vnet.registry import open_readonly
+
 from netflow.when import SECOND
 
 _FOREVER = 1 << 62
+_log = logging.getLogger("netflow")
 
 # Each record matches at most one tenure of an xid: the earliest that had not
 # ended when the record began, if it had begun when the record ended. "after"
@@ -34,50 +38,44 @@ def join(side: str, alias: str) -> str:
 
 @dataclass
 class Names:
-    """The registry's tenures, read again when its files change."""
+    """The registry's tenures, read again when its file changes."""
 
     registry: Path
     params: dict[str, list[Any]] = field(default_factory=dict)
-    seen: tuple[tuple[int, int], ...] | None = None
+    seen: tuple[int, int] | None = None
 
 
 def tenures(names: Names, now: int) -> dict[str, list[Any]]:
     """The parameters of CTE. A registry that is missing or broken names nothing.
 
-    It may appear later: its files are looked at for each question.
+    It may appear later: it is looked at for each question.
     """
-    state = _state(names.registry)
-    if names.seen != state or not names.params:
+    changed = _changed(names.registry)
+    if names.seen != changed or not names.params:
         names.params = _read(names.registry)
         # File times tick in milliseconds: a change right after this one might
         # leave the same time behind, so a fresh file is not trusted yet.
-        settled = all(now - mtime > 2 * SECOND for mtime, _ in state)
-        names.seen = state if settled else None
+        names.seen = changed if now - changed[0] > 2 * SECOND else None
     return names.params
 
 
-def _state(registry: Path) -> tuple[tuple[int, int], ...]:
-    found = []
-    for name in (registry.name, registry.name + "-wal"):
-        try:
-            stat = registry.with_name(name).stat()
-            found.append((stat.st_mtime_ns, stat.st_size))
-        except OSError:
-            found.append((0, -1))
-    return tuple(found)
+def _changed(registry: Path) -> tuple[int, int]:
+    try:
+        stat = registry.stat()
+    except OSError:
+        return 0, -1
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _read(registry: Path) -> dict[str, list[Any]]:
-    from vnet.registry import open_readonly
-
-    rows: list[tuple[int, str, int, int | None]] = []
-    if registry.exists():
-        try:
-            with open_readonly(registry) as opened:
-                rows = [(t.xid, t.slice, t.since, t.until) for t in opened.tenures()]
-        except (OSError, sqlite3.Error):
-            rows = []
-    return params_of(rows)
+    try:
+        with open_readonly(registry) as opened:
+            return params_of([(t.xid, t.slice, t.since, t.until) for t in opened.tenures()])
+    except FileNotFoundError:
+        return params_of([])
+    except (OSError, sqlite3.Error) as error:
+        _log.warning("cannot read names from %s: %s", registry, error)
+        return params_of([])
 
 
 def params_of(rows: list[tuple[int, str, int, int | None]]) -> dict[str, list[Any]]:
