@@ -1,4 +1,4 @@
-"""Fixtures for every kind of test, and the house rules of a session."""
+"""Fixtures for every kind of test; the rules of a session are in testbed.house."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 from testbed import cgroup as cgroups
 from testbed import net
+
+pytest_plugins = ["testbed.house"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+"""The guest itself: the kernel it says, with our module at hand."""
+
+import os
+import re
+
+import pytest
+from testbed.net import HERE
+
+pytestmark = pytest.mark.vm
+
+
+def test_the_kernel_is_the_one_the_test_is_named_after(kernel):
+    assert re.match(re.escape(kernel) + "[.-]", os.uname().release)
+
+
+def test_the_module_is_found_by_name_and_loads():
+    HERE.run("modprobe", "xt_copyxid")
+    assert "xt_copyxid" in HERE.run("lsmod").stdout
+    HERE.run("modprobe", "-r", "xt_copyxid")
+
+
+def test_slices_and_namespaces_can_be_made(peers, slices):
+    peers.node.run("ping", "-c1", "-W5", peers.link.b6, cgroup=slices.a)
