@@ -20,7 +20,7 @@ STATE_DIR = "/var/lib/vnet"
 
 _socket_option = click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=SOCKET,
     envvar="NETFLOW_SOCKET",
     show_default=True,
@@ -196,7 +196,7 @@ def main() -> None:
 @main.command()
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     default=STORE,
     envvar="NETFLOW_STORE",
     show_default=True,
@@ -207,7 +207,7 @@ def main() -> None:
 @click.option("--group", metavar="NAME", help="Its members may ask, besides root.")
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     default=STATE_DIR,
     envvar="VNET_STATE_DIR",
     show_default=True,

@@ -150,11 +150,19 @@ def _refusal(client: socket.socket, group: int | None) -> str:
     if uid in (0, os.geteuid()):
         return ""
     if group is not None:
-        raw = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 65536)
-        if group == gid or group in struct.unpack(f"{len(raw) // 4}I", raw):
+        if group == gid or group in _groups(client):
             return ""
         return f"uid {uid} may not ask: root and members of group {_group_name(group)} may"
     return f"uid {uid} may not ask: only root may (netflow collect --group NAME lets a group ask)"
+
+
+def _groups(client: socket.socket) -> tuple[int, ...]:
+    """The peer's supplementary groups; none if there are more than Python can take."""
+    try:
+        raw = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
 def _group_name(gid: int) -> str:
