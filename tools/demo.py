@@ -96,8 +96,8 @@ def stop(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(*argv: str) -> None:
-    """Try a command until it succeeds, half a minute at most."""
-    deadline = time.monotonic() + 30
+    """Try a command until it succeeds, two minutes at most."""
+    deadline = time.monotonic() + 120
     while subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
         if time.monotonic() > deadline:
             raise SystemExit(f"demo: gave up waiting for: {shlex.join(argv)}")
@@ -220,6 +220,7 @@ def main() -> None:
         for name, text in PROGRAMS.items():
             Path(files, name).write_text(textwrap.dedent(text))
         os.environ.update(
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             VNET_CONFIG_DIR=f"{files}/slices.d",
             VNET_STATE_DIR=f"{files}/state",
             VNET_RUN_DIR=f"{files}/run",
