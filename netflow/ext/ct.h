@@ -142,7 +142,7 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  * kernel gave no time. Closed shares are appended to out; rows whose owner
  * changed without counters in the message are listed in asks (row numbers),
  * at most max_asks of them (*nasks says how many): send ct_get_request() for
- * each and apply the answers. Returns the row to go on from: less than
+ * each and apply the answers, before the next dump begins. Returns the row to go on from: less than
  * events->count when out or asks is full (flush, call again). out needs a
  * capacity of at least 2; with max_asks 0 nothing is asked and changes of
  * owner are settled by the next dump.
