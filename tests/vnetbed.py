@@ -125,10 +125,11 @@ def tree(base: Path) -> dict[str, bytes]:
 
 def main(argv: list[str]) -> int:
     """``up VARIANT``: bring up what needs no module."""
-    from vnet import guard, state, steps
     from vnet.errors import VnetError
     from vnet.journal import Journal
     from vnet.paths import Paths
+
+    from vnet import guard, state, steps
 
     paths = Paths(*(Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN")))
 

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vnet import config
 from vnet.errors import ConfigError
+
+from vnet import config
 
 pytestmark = pytest.mark.unit
 

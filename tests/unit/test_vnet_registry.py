@@ -8,9 +8,10 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vnet import registry
 from vnet.errors import ConflictError
 from vnet.registry import Request, Tenure
+
+from vnet import registry
 
 pytestmark = pytest.mark.unit
 
