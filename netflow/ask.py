@@ -65,7 +65,7 @@ Put = Callable[[Any], None]
 
 
 def period(con: duckdb.DuckDBPyConnection, asked: Filter, now: int, as_of: int) -> Period:
-    """The period asked for, clipped to what is past, with the gaps that touch it."""
+    """The period asked for, with the gaps that touch it; it ends at the time of asking at last."""
     until = now if asked.until is None else min(asked.until, now)
     since = asked.since
     if since is None:

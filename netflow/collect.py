@@ -442,7 +442,7 @@ def _answers(state: State) -> server.Answers:
 
     return server.Answers(
         cursor=cursor,
-        fresh=lambda until: fresh.wait(state.fresh, until),
+        fresh=lambda goal: fresh.wait(state.fresh, goal),
         status=lambda con: _status(state, con),
         names=Names(state.options.registry),
     )

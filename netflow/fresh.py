@@ -6,7 +6,6 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import time_ns
 
 PATIENCE = 5.0
 """Seconds a question waits for live connections to be recorded up to its time."""
@@ -22,13 +21,11 @@ class Fresh:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
-def wait(fresh: Fresh, until: int | None) -> int:
-    """Called by an asker: what a question up to a time (None: now) can know at best.
+def wait(fresh: Fresh, goal: int) -> int:
+    """Called by an asker: wait until everything up to goal (not after now) is in the store.
 
-    Under load this returns an earlier time, after PATIENCE at most.
+    Returns as_of; under load that is before goal, after PATIENCE.
     """
-    now = time_ns()
-    goal = now if until is None else min(until, now)
     with fresh.changed:
         if fresh.as_of < goal:
             fresh.wanted = max(fresh.wanted, goal)

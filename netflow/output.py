@@ -85,13 +85,16 @@ def gap_text(gap: Gap) -> str:
 
 
 def say_gaps(header: Header, more: bool = False) -> None:
-    """On stderr, which gaps touch the period, if any."""
+    """On stderr, which gaps touch the period, and what else is not shown."""
     gaps = header.gaps
     if gaps:
         touch = "1 gap touches" if len(gaps) == 1 else f"{len(gaps)} gaps touch"
         said = "; ".join(map(gap_text, gaps[:_SAID]))
         rest = f"; and {len(gaps) - _SAID} more (-o json lists all)" if gaps[_SAID:] else ""
         print(f"netflow: {touch} this period: {said}{rest}", file=sys.stderr)
+    if header.as_of < header.until:
+        as_of = iso(header.as_of, 0, True)
+        print(f"netflow: what still goes on is counted up to {as_of} only", file=sys.stderr)
     if more:
         print("netflow: only the newest are shown: --limit 0 shows all", file=sys.stderr)
 

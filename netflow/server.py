@@ -44,12 +44,11 @@ class Answers:
     """What a server asks the collector's side for.
 
     cursor gives a thread its own view of the store. fresh waits until live
-    connections are recorded up to the time it is called, if the question
-    reaches that far, and returns how far they are.
+    connections are recorded up to a time, and returns how far they are.
     """
 
     cursor: Callable[[], duckdb.DuckDBPyConnection]
-    fresh: Callable[[int | None], int]
+    fresh: Callable[[int], int]
     status: Callable[[duckdb.DuckDBPyConnection], dict[str, Any]]
     names: Names
 
@@ -239,8 +238,10 @@ def _answer(
         put(answers.status(cursor))
     else:
         _check(request.filter)
-        as_of = answers.fresh(request.filter.until)
-        period = ask.period(cursor, request.filter, time_ns(), as_of)
+        now = time_ns()
+        until = request.filter.until
+        as_of = answers.fresh(now if until is None else min(until, now))
+        period = ask.period(cursor, request.filter, now, as_of)
         if isinstance(request, Flows):
             ask.flows(cursor, request, answers.names, period, put)
         elif isinstance(request, Top):

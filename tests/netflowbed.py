@@ -175,6 +175,11 @@ def create(ns: Namespace, count: int, first: int = 0, timeout: int = 600) -> Non
     _in(ns, "create", json.dumps([count, first, timeout]))
 
 
+def spread(ns: Namespace, count: int, first: int = 0) -> None:
+    """Send one datagram to each of that many addresses: as many entries, with counters."""
+    _in(ns, "spread", json.dumps([count, first]))
+
+
 def destroy(ns: Namespace) -> None:
     """Remove all entries, each with a DESTROY event."""
     _in(ns, "destroy", "[]")
@@ -240,6 +245,11 @@ def _main(what: str, options: list[Any]) -> None:
                 for a, b in ends
             ]
         )
+    elif what == "spread":
+        count, first = options
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for n in range(first, first + count):
+                out.sendto(b"x", (f"127.{1 + (n >> 16)}.{n >> 8 & 255}.{n & 255}", 9))
     else:
         _send([_message(2, request, b"")])
 
