@@ -119,16 +119,11 @@ def expected_after(chosen: list[Line]) -> dict[str, list[str]]:
     }
 
 
-def listings(ns: Namespace, variant: str, env: dict[str, str], tables: list[str]) -> dict[str, str]:
-    """All that the variant says of the tables: -S, -L -v -n, -save without its dated comments."""
-    said = {}
-    for table in tables:
-        for option in (["-S"], ["-L", "-v", "-n"]):
-            words = [variant, "-t", table, *option]
-            said[" ".join(words)] = ns.run(*words, env=env).stdout
-        words = [f"{variant}-save", "-t", table]
-        text = ns.run(*words, env=env).stdout
-        said[" ".join(words)] = "".join(
-            each for each in text.splitlines(keepends=True) if not each.startswith("#")
-        )
-    return said
+def listings(ns: Namespace, variant: str, env: dict[str, str]) -> dict[str, str]:
+    """What the variant says of mangle by -S and -L, and of all tables by -save, undated."""
+    said = {
+        option: ns.run(variant, "-t", "mangle", *option.split(), env=env).stdout
+        for option in ("-S", "-L -v -n")
+    }
+    saved = ns.run(f"{variant}-save", env=env).stdout.splitlines(keepends=True)
+    return said | {"save": "".join(each for each in saved if not each.startswith("#"))}
