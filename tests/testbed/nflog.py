@@ -122,6 +122,8 @@ def _configure(sock: socket.socket, group: int) -> None:
     """Bind to the group, ask for packet data, each packet at once."""
     _ask(sock, group, 1, struct.pack("=B", _CMD_BIND))  # NFULA_CFG_CMD
     _ask(sock, group, 2, struct.pack(">IBx", _SNAPLEN, _COPY_PACKET))  # NFULA_CFG_MODE
+    # The kernel reserves this much for each packet, and charges the buffer for it.
+    _ask(sock, group, 3, struct.pack(">I", 512))  # NFULA_CFG_NLBUFSIZ
     _ask(sock, group, 5, struct.pack(">I", 1))  # NFULA_CFG_QTHRESH
 
 

@@ -7,7 +7,7 @@ Each prints JSON lines: ``ready`` with its port, ``connected`` and ``sent`` as
 a client gets there, a ``flow`` for each connection or UDP peer with what the
 application counted, and ``done`` with the sums. A line on standard input lets
 go of a hold, its end stops a server. Only light parts of the standard library
-are imported: in a guest without KVM every import is felt.
+are imported: a guest without KVM feels every import.
 
 tcp-server   bind, port=0, connections=0 (stop after so many; 0: at end of input),
              request=0 (answer after so many bytes; 0: after the end of them),
