@@ -1,0 +1,123 @@
+"""The command before it asks anything, names, and what people are shown."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from netflow import ask, names, output, protocols
+from netflow.wire import Gap
+from vnet import registry
+
+pytestmark = pytest.mark.unit
+
+HEAVY = {"duckdb", "numpy", "rich", "msgspec", "sqlite3", "pyroute2", "iptc", "scapy", "netflow.ct"}
+
+
+def test_the_command_line_loads_nothing_heavy():
+    code = "import sys, netflow.cli; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not HEAVY & set(loaded)
+
+
+def test_help_is_quick():
+    """By the processor's clock: the wall's is everybody's on a busy machine."""
+
+    def once():
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "netflow", "--help"], check=True, capture_output=True)
+        after = os.times()
+        spent = (after.children_user, after.children_system)
+        return sum(spent) - before.children_user - before.children_system
+
+    assert min(once() for _ in range(5)) < 0.150
+
+
+@pytest.mark.parametrize("command", ["collect", "query", "top", "status"])
+def test_each_command_has_help(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "netflow", command, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--socket" in done.stdout
+
+
+def flow_row(**given):
+    row = dict.fromkeys(ask.FLOW_COLUMNS, 0)
+    row |= {"proto": 6, "src": "10.0.0.1", "dst": "10.0.0.2", "sport": 1000, "dport": 80}
+    row |= {"nsrc": "10.0.0.1", "ndst": "10.0.0.2", "nsport": 1000, "ndport": 80, "reason": 2}
+    row |= {"oslice": None, "rslice": None} | given
+    assert list(row) == list(ask.FLOW_COLUMNS)
+    return output.record(list(row), list(row.values()))
+
+
+def test_a_record_says_nat_only_where_there_was_some():
+    assert flow_row()["nat"] is None
+    assert flow_row(nsport=1)["nat"] == {
+        "src": "10.0.0.1", "dst": "10.0.0.2", "sport": 1, "dport": 80
+    }  # fmt: skip
+    assert flow_row(proto=1, ndst="10.9.9.9")["nat"] == {"src": "10.0.0.1", "dst": "10.9.9.9"}
+
+
+def test_an_icmp_record_has_type_code_and_id_in_place_of_ports():
+    made = flow_row(proto=58, dport=128 << 8 | 1, sport=77)
+    assert made["icmp"] == {"type": 128, "code": 1, "id": 77}
+    assert "sport" not in made
+    assert made["proto"] == "icmp6"
+    assert made["tcp_state"] is None
+
+
+def test_a_record_is_json_and_says_why_it_was_closed():
+    made = flow_row(reason=4, tcp_state=3, oxid=7, oslice="a", opackets=2**64 - 1)
+    assert json.loads(json.dumps(made)) == made
+    assert (made["reason"], made["tcp_state"]) == ("owner", "established")
+    assert made["originator"] == {"xid": 7, "slice": "a", "packets": 2**64 - 1, "bytes": 0}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0k"), (99_949, "99.9k"), (99_950, "100k"),
+     (999_499, "999k"), (999_500, "1.0M"), (2**64, "18.4E")],
+)  # fmt: skip
+def test_bytes_for_people(count, text):
+    assert output.amount(count) == text
+
+
+def test_each_kind_of_gap_has_its_own_words():
+    kinds = ("before-first", "not-running", "overrun", "unreadable")
+    words = {output.gap_text(Gap(since=0, until=10**9, what=kind, events=9)) for kind in kinds}
+    assert len(words) >= 3
+    assert any("about 9 events lost" in text for text in words)
+
+
+def test_protocols_have_names_both_ways():
+    assert {protocols.parse(protocols.name(n)) for n in range(256)} == set(range(256))
+    assert protocols.parse("ICMPv6") == 58
+    for bad in ("", "tpc", "256", "-1", "²"):
+        with pytest.raises(ValueError, match="not a protocol"):
+            protocols.parse(bad)
+
+
+def held(known, now):
+    params = names.tenures(known, now)
+    return list(zip(params["t_slice"], params["t_xid"], strict=True))
+
+
+def test_the_registry_is_read_again_when_it_appears_and_when_it_changes(tmp_path):
+    path = tmp_path / "registry.db"
+    known = names.Names(path)
+    now = 1 << 62
+    assert held(known, now) == []
+    registry.assign(path, [registry.Request("a", 300)], now_ns=1)
+    assert held(known, now) == [("a", 300)]
+    assert held(known, now) == [("a", 300)]
+    registry.assign(path, [registry.Request("a", 300), registry.Request("b", 301)], now_ns=2)
+    assert held(known, now) == [("a", 300), ("b", 301)]
+
+
+def test_a_broken_registry_names_nothing(tmp_path):
+    path = tmp_path / "registry.db"
+    path.write_bytes(b"not a database" * 100)
+    assert held(names.Names(path), 0) == []
