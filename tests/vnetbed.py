@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,13 @@ class Node:
         for name in ("config", "state", "run"):
             self.env[f"VNET_{name.upper()}_DIR"] = str(self.base / name)
         (self.base / "config").mkdir(parents=True, exist_ok=True)
+
+    @property
+    def paths(self):
+        """As the product's functions want them."""
+        from vnet.paths import Paths
+
+        return Paths(self.base / "config", self.base / "state", self.base / "run")
 
     def vnet(self, *argv, check=True, path=None, timeout=60):
         """Run the command ``vnet``; ``path``: a directory whose tools come first."""
@@ -118,6 +126,36 @@ exec {real} "$@"
     return directory
 
 
+def killed(node: Node, variant: str, step: int, whom: str) -> int:
+    """``vnet up`` in a child of ours that is killed when its n-th step is noted, not yet done.
+
+    Returns how the child ended, as in subprocess. ``whom``: worker, guard or both.
+    """
+    from vnet import journal
+    from vnet import node as nodes
+
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    add, seen = journal.Journal.add, []
+
+    def deadly(self, name, **how):
+        add(self, name, **how)
+        seen.append(name)
+        if len(seen) == step:
+            for pid in {"worker": (), "guard": (os.getppid(),), "both": (os.getppid(),)}[whom]:
+                os.kill(pid, signal.SIGKILL)
+            if whom != "guard":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    journal.Journal.add = deadly
+    try:
+        nodes.up(node.paths, variant)
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
 def tree(base: Path) -> dict[str, bytes]:
     """Every file below a directory with its content."""
     return {str(path): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
@@ -131,7 +169,8 @@ def main(argv: list[str]) -> int:
 
     from vnet import guard, state, steps
 
-    paths = Paths(*(Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN")))
+    dirs = (Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN"))
+    paths = Paths(*dirs)
 
     def work():
         new = state.load(paths.state) or state.State(since=time.time_ns(), variant="nft")

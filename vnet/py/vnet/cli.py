@@ -25,6 +25,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except VnetError as error:
             _fail(error)
+        except OSError as error:
+            _fail(VnetError(f"{error.filename or 'the system'}: {error.strerror or error}"))
 
 
 def _fail(error: VnetError) -> NoReturn:
@@ -164,9 +166,10 @@ def down(paths: Paths, as_json: bool) -> None:
 @click.pass_obj
 def status(paths: Paths, verbose: bool, as_json: bool) -> None:
     """Say what is in place, since when, and what is not as asked."""
+    from vnet import node, tables
     from vnet import status as looking
-    from vnet import tables
 
+    node.require_root("status")
     found = looking.look(paths)
     tables.status(found, verbose, as_json)
     sys.exit(0 if found.whole else 1)

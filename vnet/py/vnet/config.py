@@ -162,6 +162,7 @@ def parse(path: Path, text: str) -> list[Slice]:
         where = f"{path}:{locate(text, at_keys)}: {_dotted(at_keys)}"
         raise ConfigError(f"{where}: {what}") from error
     result = []
+    lines = _headers(text, len(read.slice))
     for number, item in enumerate(read.slice):
         keys: list[str | int] = ["slice", number]
         for path_text in item.cgroups:
@@ -186,15 +187,20 @@ def parse(path: Path, text: str) -> list[Slice]:
                 xid=item.xid,
                 grants=Grants(item.grants.raw, tuple(ports)),
                 file=path,
-                line=locate(text, keys) if number < _LINES_WORTH_KNOWING else 1,
+                line=lines[number],
             )
         )
     return result
 
 
-# Finding the n-th [[slice]] reads the file up to there: with thousands in one
-# file that would be quadratic, and the name finds the place as well.
-_LINES_WORTH_KNOWING = 200
+_HEADER = re.compile(r"\s*\[\[\s*slice\s*\]\]")
+
+
+def _headers(text: str, count: int) -> list[int]:
+    """The line of each [[slice]]; of slices that are written otherwise: 1."""
+    lines = [at for at, line in enumerate(text.splitlines(), 1) if _HEADER.match(line)]
+    return lines if len(lines) == count else [1] * count
+
 
 _REASON = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")

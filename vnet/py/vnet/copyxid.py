@@ -123,7 +123,16 @@ def connect() -> Iterator[Module]:
     with netlink.Netlink(netlink.NETLINK_GENERIC, "the module's slices table") as socket:
         name = netlink.attr(_CTRL_ATTR_FAMILY_NAME, FAMILY.encode() + b"\0")
         body = _GENL_HEADER.pack(_CTRL_CMD_GETFAMILY, 1, 0) + name
-        answer = socket.one(netlink.Message(_GENL_ID_CTRL, 0, body))
+        try:
+            answer = socket.one(netlink.Message(_GENL_ID_CTRL, 0, body))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise NetlinkError(
+                f"module {MODULE} is not loaded, or this is not the initial network namespace",
+                errno.ENOENT,
+                "vnet up",
+            ) from error
         family = struct.unpack("=H", netlink.attrs(answer[4:])[_CTRL_ATTR_FAMILY_ID])[0]
         yield Module(socket, family)
 

@@ -148,7 +148,11 @@ def _work(guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], 
 
 
 def _report(error: BaseException, undo: Callable[[], None]) -> Result:
-    known = error if isinstance(error, errors.VnetError) else errors.NodeError(f"{error!r}", "")
+    known = (
+        error
+        if isinstance(error, errors.VnetError)
+        else errors.NodeError(f"{error}" if isinstance(error, OSError) else repr(error))
+    )
     try:
         undo()
     except errors.VnetError as second:

@@ -5,6 +5,7 @@ journal (the guard of the command that died, or the next command) undoes its
 lines from the last to the first; every undo may be done twice.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -25,7 +26,9 @@ class Journal:
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._fd = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
-        os.write(self._fd, json.dumps({"step": step, **how}).encode() + b"\n")
+        line = json.dumps({"step": step, **how}).encode() + b"\n"
+        if os.write(self._fd, line) != len(line):  # the file system is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         os.fsync(self._fd)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from vnet import cgroups, config, copyxid, guard, module, nftables, registry, rules, steps, sysctls
 from vnet import state as states
 from vnet.config import Slice
-from vnet.errors import NodeError, UsageError
+from vnet.errors import NodeError, UsageError, VnetError
 from vnet.journal import Journal
 from vnet.paths import Paths
 from vnet.registry import Assignment, Request
@@ -35,13 +35,14 @@ def up(paths: Paths, variant: Variant | None = None, rest_ns: int = registry.RES
 
     Raises ConfigError, ConflictError, ModuleError, RulesError, NodeError.
     """
-    slices = config.load(paths.config_dir)
+    config.load(paths.config_dir)  # all that can be refused is, before anything is made
     require_root("up")
     root = cgroups.v2_root()
     module.loadable()
     _require_plugin()
     with guard.lock(paths):
         recovered = steps.undo(paths)
+        slices = config.load(paths.config_dir)  # as it is now that nobody else changes it
         result = guard.guarded(
             lambda: _up(paths, slices, root, variant, rest_ns), lambda: _undo(paths)
         )
@@ -158,6 +159,7 @@ def add_slice(paths: Paths, new: Slice, rest_ns: int = registry.REST_NS) -> tupl
     """
     require_root("slice add")
     with guard.lock(paths):
+        steps.undo(paths)
         present = config.load(paths.config_dir)
         for item in present:
             if item.name == new.name:
@@ -184,6 +186,7 @@ def remove_slice(
     """Remove a slice whose file is its own. Returns (the xid that rests now, node is up)."""
     require_root("slice rm")
     with guard.lock(paths):
+        steps.undo(paths)
         present = config.load(paths.config_dir)
         found = next((item for item in present if item.name == name), None)
         if found is None:
@@ -196,8 +199,13 @@ def remove_slice(
                 f"{found.where}: holds other slices too ({', '.join(others[:5])})",
                 f"take slice {name} out of that file, then `vnet up`",
             )
+        content = found.file.read_text()
         found.file.unlink()
-        assignment = _apply(paths, [item for item in present if item.name != name], rest_ns)
+        try:
+            assignment = _apply(paths, [item for item in present if item.name != name], rest_ns)
+        except VnetError:
+            states.replace(found.file, content)
+            raise
     xid = next((tenure.xid for tenure in assignment.ended if tenure.slice == name), None)
     return xid, paths.state.exists()
 
@@ -209,8 +217,13 @@ def _apply(paths: Paths, slices: list[Slice], rest_ns: int) -> Assignment:
         root = cgroups.v2_root()
         notes = Journal(paths.journal)
         wanted, xids = entries(root, slices, assignment)
-        steps.fill_table(notes, wanted, xids, root)
-        notes.close()
+        try:
+            steps.fill_table(notes, wanted, xids, root)
+        except VnetError:
+            steps.undo(paths)
+            raise
+        finally:
+            notes.close()
         paths.journal.unlink(missing_ok=True)
     if assignment.ended:
         registry.release(paths.registry, assignment.ended, time.time_ns())

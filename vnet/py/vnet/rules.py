@@ -157,6 +157,8 @@ def _cure(reason: str) -> str:
         return "table mangle holds rules only nft understands: use `--variant legacy`"
     if "Permission denied" in reason or "you must be root" in reason:
         return "run it as root"
+    if "xtables lock" in reason:
+        return "another program holds /run/xtables.lock for a minute already: fuser -v it"
     if "does not exist" in reason and "able" in reason:
         return "this kernel has no such tables: try the other `--variant`"
     return ""
@@ -251,7 +253,7 @@ def change(family: Family, variant: Variant, now: Snapshot, then: Snapshot) -> b
             )
     text = script(now, then)
     if text:
-        _run("restore", family, variant, "--noflush", "--wait", text=text)
+        _run("restore", family, variant, "--noflush", "--wait=60", text=text)
     return bool(text)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from vnet.errors import NodeError
 from vnet.rules import Variant
 
 
@@ -35,9 +36,12 @@ def text(path: Path) -> str | None:
 
 
 def load(path: Path) -> State | None:
-    """The state; None if the node is down."""
+    """The state; None if the node is down. Raises NodeError if it is not one of ours."""
     found = text(path)
-    return None if found is None else msgspec.json.decode(found, type=State)
+    try:
+        return None if found is None else msgspec.json.decode(found, type=State)
+    except msgspec.MsgspecError as error:
+        raise NodeError(f"{path}: {error}", "delete it, then `vnet down` and `vnet up`") from error
 
 
 def dump(state: State) -> str:

@@ -1,0 +1,287 @@
+"""``vnet`` with the real module: up, down, status, killed half-way, cgroups that come and go."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import vnetbed
+from testbed import cgroup, net
+from testbed.net import HERE
+from testbed.poll import until
+
+from vnet import copyxid, module, rules, status
+from vnet import node as nodes
+
+pytestmark = pytest.mark.vm
+VARIANTS = pytest.mark.parametrize("variant", ["nft", "legacy"])
+
+
+@pytest.fixture
+def node(slices, tmp_path) -> Iterator[vnetbed.Node]:
+    """Two slices, a node that is down, and no module; down again at the end."""
+    if module.loaded() and module.users() == 0:
+        subprocess.run(["rmmod", copyxid.MODULE], check=True)
+    assert not module.loaded()
+    # What legacy registers stays registered: let it be there before.
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        subprocess.run([tool, "-t", "mangle", "-S"], check=True, stdout=subprocess.DEVNULL)
+    made = vnetbed.Node(HERE, tmp_path)
+    made.slices(a=slices.a.rel, b=(slices.b.rel, 65535))
+    yield made
+    if (tmp_path / "run").exists():
+        nodes.down(made.paths)
+
+
+def table() -> dict[int, int]:
+    with copyxid.connect() as kernel:
+        return {number: entry.xid for number, entry in kernel.table().items()}
+
+
+def ping_marks(slice_: cgroup.Cgroup) -> set[int]:
+    """The connection marks that a ping from a slice leaves."""
+    subprocess.run(["conntrack", "-F"], check=True, capture_output=True)
+    for address in ("127.0.0.1", "::1"):
+        HERE.run("ping", "-c1", address, cgroup=slice_)
+    listed = "".join(
+        HERE.run("conntrack", "-L", "-f", family).stdout for family in ("ipv4", "ipv6")
+    )
+    return {int(mark) for mark in re.findall(r"^icmp.* mark=(\d+)", listed, re.MULTILINE)}
+
+
+@VARIANTS
+def test_up_marks_status_is_whole_a_second_up_does_nothing_and_down_leaves_nothing(
+    node, slices, variant
+):
+    before = node.fingerprint()
+    assert "loaded module xt_copyxid" in node.json("up", "--variant", variant)["done"]
+    assert table() == {slices.a.id: 256, slices.b.id: 65535}
+    assert ping_marks(slices.a) == {256}
+    assert ping_marks(slices.b) == {65535}
+    seen = node.json("status")  # exits 0
+    assert (seen["up"], seen["whole"], seen["variant"]) == (True, True, variant)
+    assert seen["counters"]["out-socket"] >= 4
+    assert seen["rules"] == {"IPv4": True, "IPv6": True}
+    up = node.fingerprint()
+    assert node.json("up")["done"] == []
+    assert node.fingerprint() == up
+    node.vnet("down")
+    assert node.fingerprint() == before
+    assert not module.loaded()
+    assert ping_marks(slices.a) == {0}
+    assert status.look(node.paths).up is False
+
+
+STEPS = ["module", "table", "sysctls", "rules", "rules", "state"]
+
+
+@VARIANTS
+@pytest.mark.parametrize("whom", ["worker", "guard", "both"])
+def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, variant, whom):
+    before = node.fingerprint()
+    for step in range(1, len(STEPS) + 1):
+        vnetbed.killed(node, variant, step, whom)
+        if whom == "both":
+            assert "killed half-way" in str(status.look(node.paths).differences)
+            nodes.down(node.paths)
+        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+        assert node.fingerprint() == before, f"killed at step {step} ({STEPS[step - 1]})"
+        assert not module.loaded()
+    assert vnetbed.killed(node, variant, len(STEPS) + 1, whom) == 0
+
+
+@pytest.mark.parametrize("whom", ["worker", "guard", "both"])
+def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, whom):
+    nodes.up(node.paths, "nft")
+    with copyxid.connect() as kernel:
+        kernel.delete_many([slices.a.id])
+        kernel.set_many({slices.b.id: 7})
+    HERE.run("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=0")
+    env = rules.environment()
+    for tool in ("iptables-nft", "ip6tables-nft"):
+        HERE.run(tool, "-t", "mangle", "-F", "VNET-POST", env=env)
+    before = node.fingerprint()
+    for step in range(1, 5):
+        vnetbed.killed(node, "nft", step, whom)
+        if whom == "both":
+            from vnet import steps
+
+            assert steps.undo(node.paths)
+        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+        assert node.fingerprint() == before
+        assert table() == {slices.b.id: 7}
+    nodes.up(node.paths)
+    assert status.look(node.paths).whole
+
+
+def test_what_somebody_breaks_is_told_and_mended(node, slices):
+    nodes.up(node.paths, "nft")
+    with copyxid.connect() as kernel:
+        kernel.delete_many([slices.a.id])
+    HERE.run("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=0")
+    HERE.run("ip6tables-nft", "-t", "mangle", "-D", "INPUT", "-j", "VNET-INPUT")
+    seen = node.vnet("status", check=False)
+    assert seen.returncode == 1
+    for words in (
+        f"slice a: {slices.a.rel} (id {slices.a.id}) is not in the table",
+        "nf_conntrack_acct is 0",
+        "IPv6 (nft): INPUT does not jump to VNET-INPUT",
+    ):
+        assert words in seen.stdout
+    assert len(node.json("up")["done"]) == 3
+    assert status.look(node.paths).whole
+
+
+def test_a_slice_added_to_a_node_that_is_up_is_marked_at_once_and_not_after_its_removal(node):
+    nodes.up(node.paths, "nft")
+    with cgroup.cgroup() as late:
+        node.vnet("slice", "add", "late", "--cgroup", late.rel, "--xid", "9")
+        assert ping_marks(late) == {9}
+        assert status.look(node.paths).whole
+        node.vnet("slice", "rm", "late")
+        assert ping_marks(late) == {0}
+        assert late.id not in table()
+        assert status.look(node.paths).whole
+
+
+def test_a_module_that_somebody_elses_rule_uses_stays_loaded(node):
+    nodes.up(node.paths, "nft")
+    rule = ("-t", "nat", "-A", "POSTROUTING", "-j", "MARK", "--copy-xid")
+    with net.namespace() as other:
+        other.run("iptables-legacy", *rule, env=rules.environment())
+        outcome = nodes.down(node.paths)
+        assert "stays loaded" in outcome.remarks[0]
+        assert "--copy-xid" in other.run("iptables-legacy-save", env=rules.environment()).stdout
+    until(lambda: module.users() == 0, what="the namespace's rule is gone")
+
+
+def test_in_another_namespace_up_refuses_and_leaves_nothing(node):
+    before = node.fingerprint()
+    with net.namespace() as other:
+        elsewhere = vnetbed.Node(other, node.base)
+        refused = elsewhere.vnet("up", check=False)
+        assert refused.returncode == 1
+        assert "initial" in refused.stderr
+        assert "mangle" not in other.run("nft", "list", "ruleset").stdout
+    assert node.fingerprint() == before
+    assert not module.loaded()
+
+
+def test_up_and_down_need_no_more_than_the_units_capabilities(node):
+    root = Path(__file__).resolve().parents[2]
+    unit = (root / "systemd" / "vnet.service").read_text()
+    line = next(x for x in unit.splitlines() if x.startswith("CapabilityBoundingSet="))
+    allowed = line.partition("=")[2].lower().replace("cap_", "+").split()
+    limited = ("setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(allowed)}")
+    path = os.pathsep.join(sys.path)
+    for word in ("up", "down"):
+        HERE.run(
+            *limited, sys.executable, "-m", "vnet.cli", word, env=node.env | {"PYTHONPATH": path}
+        )
+
+
+@contextmanager
+def watching(node: vnetbed.Node, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """``vnet watch``, ready."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(node.base / "notify"))
+        ready.settimeout(120)
+        env = node.env | {
+            "NOTIFY_SOCKET": str(node.base / "notify"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        argv = (sys.executable, "-m", "vnet.cli", "watch", *options)
+        with HERE.popen(*argv, env=env, stderr=subprocess.PIPE) as process:
+            try:
+                assert ready.recv(100) == b"READY=1"
+                yield process
+                process.terminate()
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
+    (node.base / "notify").unlink()
+
+
+def test_a_cgroup_made_again_keeps_its_slice_while_watched(node, slices):
+    deep = slices.a.path / "not" / "yet"
+    rel = f"{slices.a.rel}/not/yet"
+    node.vnet("slice", "add", "deep", "--cgroup", rel, "--xid", "77")
+    nodes.up(node.paths, "nft")
+    with watching(node):
+        old = slices.b.id
+        cgroup.remove(slices.b.path)
+        slices.b.path.mkdir()
+        assert slices.b.id != old
+        until(lambda: table().get(slices.b.id) == 65535, what="the new id is in the table")
+        assert table().get(old) == 65535  # its last sockets are still its own
+        assert ping_marks(slices.b) == {65535}
+        deep.mkdir(parents=True)
+        until(lambda: table().get(deep.stat().st_ino) == 77, what="a path that was not there")
+        cgroup.remove(deep.parent)
+        deep.mkdir(parents=True)
+        until(lambda: table().get(deep.stat().st_ino) == 77, what="its parent was made again")
+        seen = status.look(node.paths)
+        assert seen.whole, seen.differences
+        assert seen.lingering == 2
+        assert nodes.up(node.paths).done == []  # what lingers is not taken for a stranger
+        # A slice whose file appears is followed from then on.
+        with cgroup.cgroup() as late:
+            nodes.add_slice(node.paths, _slice(node, "late", late.rel, 5))
+            until(lambda: table().get(late.id) == 5, what="the new slice")
+            cgroup.remove(late.path)
+            late.path.mkdir()
+            until(lambda: table().get(late.id) == 5, what="the new slice's new cgroup")
+
+
+def test_the_id_of_a_cgroup_that_is_gone_leaves_the_table_in_the_end(node, slices):
+    nodes.up(node.paths, "nft")
+    with watching(node, "--linger", "0.01"):
+        old = slices.b.id
+        cgroup.remove(slices.b.path)
+        until(lambda: old not in table(), 30, what="the old id has left")
+        assert table() == {slices.a.id: 256}
+        slices.b.path.mkdir()
+        until(lambda: table().get(slices.b.id) == 65535, what="the new id is in the table")
+
+
+def test_the_watcher_ends_when_the_node_goes_down(node):
+    nodes.up(node.paths, "nft")
+    with watching(node) as process:
+        nodes.down(node.paths)
+        assert process.wait(30) == 0
+
+
+def _slice(node, name, path, xid):
+    from vnet import config
+
+    return config.Slice(
+        name, (path,), xid, config.Grants(), node.base / "config" / f"{name}.toml", 1
+    )
+
+
+@pytest.mark.limit(600)
+def test_ten_thousand_slices(node):
+    count = 10_000
+    with cgroup.cgroup() as parent:
+        paths = [parent.path / f"{n}" for n in range(count)]
+        for path in paths:
+            path.mkdir()
+        node.slices(**{f"s{n}": f"{parent.rel}/{n}" for n in range(count)})
+        nodes.up(node.paths, "nft")
+        assert table() == {path.stat().st_ino: 256 + n for n, path in _by_name(paths)}
+        seen = status.look(node.paths)
+        assert (seen.whole, seen.entries, seen.cgroups_present) == (True, count, count)
+        assert nodes.up(node.paths).done == []
+        nodes.down(node.paths)
+        for path in paths:
+            path.rmdir()
+
+
+def _by_name(paths):
+    """In the order in which slices get their numbers: by name."""
+    return list(enumerate(sorted(paths, key=lambda path: f"s{path.name}")))
