@@ -33,6 +33,7 @@ echo "== nft"; nft list ruleset 2>/dev/null
 echo "== sysctls"
 sysctl net.netfilter.nf_conntrack_acct net.netfilter.nf_conntrack_timestamp \
   net.netfilter.nf_conntrack_events 2>/dev/null
+exit 0
 """
 
 

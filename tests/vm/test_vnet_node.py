@@ -28,7 +28,8 @@ def node(slices, tmp_path) -> Iterator[vnetbed.Node]:
     if module.loaded() and module.users() == 0:
         subprocess.run(["rmmod", copyxid.MODULE], check=True)
     assert not module.loaded()
-    # What legacy registers stays registered: let it be there before.
+    # What the kernel registers stays registered: let it be there before.
+    subprocess.run(["modprobe", "nf_conntrack"], check=True)
     for tool in ("iptables-legacy", "ip6tables-legacy"):
         subprocess.run([tool, "-t", "mangle", "-S"], check=True, stdout=subprocess.DEVNULL)
     made = vnetbed.Node(HERE, tmp_path)
