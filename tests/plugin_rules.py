@@ -3,6 +3,7 @@
 Shared by tests/netns (host kernel, no module) and tests/vm (with the module).
 """
 
+import re
 import shlex
 import subprocess
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ def saved_rules(table_dump: str) -> list[str]:
     return [text for text in table_dump.splitlines() if text.startswith("-A ")]
 
 
+def saved_tables(dump: str) -> dict[str, list[str]]:
+    """The rules by table in what -save printed, which has its tables in any order."""
+    parts = (part.partition("\n") for part in re.split(r"^\*", dump, flags=re.MULTILINE)[1:])
+    found = {table: saved_rules(rest) for table, _, rest in parts}
+    return {table: rules for table, rules in found.items() if rules}
+
+
 def restore_file(chosen: list[Line]) -> str:
     """A file for iptables-restore with each line in each of its chains."""
     text = ""
@@ -125,5 +133,9 @@ def listings(ns: Namespace, variant: str, env: dict[str, str]) -> dict[str, str]
         option: ns.run(variant, "-t", "mangle", *option.split(), env=env).stdout
         for option in ("-S", "-L -v -n")
     }
-    saved = ns.run(f"{variant}-save", env=env).stdout.splitlines(keepends=True)
-    return said | {"save": "".join(each for each in saved if not each.startswith("#"))}
+    return said | {"save": undated(ns.run(f"{variant}-save", env=env).stdout)}
+
+
+def undated(dump: str) -> str:
+    """What -save printed, without its comments, which say when."""
+    return re.sub(r"^#.*\n", "", dump, flags=re.MULTILINE)

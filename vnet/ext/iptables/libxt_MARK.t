@@ -18,6 +18,8 @@
 -j MARK --set-xmark 1x;;FAIL
 -j MARK --set-xmark "";;FAIL
 -j MARK --set-xmark 1/0xffff;-j MARK --set-xmark 0x1/0xffff;OK
+-j MARK --set-xmark 0xab/0xcdef;=;OK
+-j MARK --xor-mark 0xabcdef;-j MARK --set-xmark 0xabcdef/0x0;OK
 -j MARK --set-xmark 0x1/0x0;=;OK
 -j MARK --set-xmark 0x0/0x0;=;OK
 -j MARK --set-xmark 1/4294967295;-j MARK --set-xmark 0x1/0xffffffff;OK
