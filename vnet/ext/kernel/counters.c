@@ -18,6 +18,14 @@ DEFINE_MUTEX(copyxid_nets_mutex);
 
 static u64 last_seq;
 
+/* Counts in any namespace but the initial one. */
+void copyxid_count_elsewhere(const struct net *net, enum copyxid_counter which)
+{
+	const struct copyxid_net *cn = net_generic(net, copyxid_net_id);
+
+	this_cpu_inc(cn->counters->n[which]);
+}
+
 void copyxid_counters_sum(const struct copyxid_net *cn,
 			  struct copyxid_counters *sum)
 {

@@ -97,7 +97,7 @@ static int slice_dump(struct sk_buff *skb, struct netlink_callback *cb)
 
 	mutex_lock(&copyxid_slices_mutex);
 	cb->seq = copyxid_generation;
-	for (bucket = cb->args[0]; bucket < 1u << COPYXID_HASH_BITS; bucket++) {
+	for (bucket = cb->args[0]; bucket < ARRAY_SIZE(copyxid_buckets); bucket++) {
 		place = 0;
 		hlist_for_each_entry(s, &copyxid_buckets[bucket], node) {
 			if (place >= skip && put_slice(skb, cb, s))

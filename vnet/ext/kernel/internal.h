@@ -48,17 +48,16 @@ void copyxid_counters_sum(const struct copyxid_net *cn,
 int copyxid_counters_init(void);
 void copyxid_counters_exit(void);
 
+void copyxid_count_elsewhere(const struct net *net,
+			     enum copyxid_counter which);
+
 static __always_inline void copyxid_count(const struct net *net,
 					  enum copyxid_counter which)
 {
-	const struct copyxid_net *cn;
-
-	if (likely(net_eq(net, &init_net))) {
+	if (likely(net_eq(net, &init_net)))
 		this_cpu_inc(copyxid_init_counters.n[which]);
-		return;
-	}
-	cn = net_generic(net, copyxid_net_id);
-	this_cpu_inc(cn->counters->n[which]);
+	else
+		copyxid_count_elsewhere(net, which);
 }
 
 /* -- slices.c -------------------------------------------------------------- */
@@ -77,8 +76,9 @@ struct copyxid_slice {
 	struct rcu_head rcu;
 };
 
-extern struct hlist_head *copyxid_buckets;
-extern u64 copyxid_levels;		/* bit n: a slice lives at level n */
+extern struct hlist_head copyxid_buckets[1 << COPYXID_HASH_BITS];
+/* By depth: the deepest level, down to there, at which slices live; 0: none. */
+extern u8 copyxid_deepest[COPYXID_LEVEL_MAX + 1];
 extern unsigned int copyxid_generation;	/* changes with the table */
 extern struct mutex copyxid_slices_mutex;
 
@@ -88,12 +88,11 @@ int copyxid_slice_set(u64 id, u32 xid, u16 nlmsg_flags,
 		      struct netlink_ext_ack *extack);
 int copyxid_slice_del(u64 id, struct netlink_ext_ack *extack);
 void copyxid_slice_flush(void);
-int copyxid_slices_init(void);
-void copyxid_slices_exit(void);
 
+/* The low half of a cgroup id counts up; the high half is its generation. */
 static __always_inline struct hlist_head *copyxid_bucket(u64 id)
 {
-	return &copyxid_buckets[hash_64(id, COPYXID_HASH_BITS)];
+	return &copyxid_buckets[hash_32((u32)id, COPYXID_HASH_BITS)];
 }
 
 /*
@@ -103,14 +102,11 @@ static __always_inline struct hlist_head *copyxid_bucket(u64 id)
  */
 static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
 {
-	u64 levels = READ_ONCE(copyxid_levels);
-	unsigned int depth = cgrp->level;
+	unsigned long level = min_t(unsigned int, cgrp->level,
+				    COPYXID_LEVEL_MAX);
 
-	if (likely(depth < COPYXID_LEVEL_MAX))
-		levels &= (2ull << depth) - 1;
-
-	while (levels) {
-		unsigned int level = __fls(levels);
+	for (level = READ_ONCE(copyxid_deepest[level]); level;
+	     level = READ_ONCE(copyxid_deepest[level - 1])) {
 		u64 id = cgroup_id(cgrp->ancestors[level]);
 		const struct copyxid_slice *s;
 
@@ -118,7 +114,6 @@ static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
 			if (likely(s->id == id))
 				return READ_ONCE(s->xid);
 		}
-		levels ^= 1ull << level;
 	}
 	return 0;
 }
@@ -153,12 +148,20 @@ copyxid_end_in(enum ip_conntrack_info ctinfo)
 							  COPYXID_ORIGINATOR;
 }
 
-static __always_inline u32 copyxid_half(const struct nf_conn *ct,
+static __always_inline unsigned int copyxid_shift(enum copyxid_end end)
+{
+	return end == COPYXID_ORIGINATOR ? COPYXID_ORIG_SHIFT :
+					   COPYXID_REPL_SHIFT;
+}
+
+/* Loaded as half: no shift, no mask. */
+static __always_inline u16 copyxid_half(const struct nf_conn *ct,
 					enum copyxid_end end)
 {
-	return (u16)(READ_ONCE(ct->mark) >> (end == COPYXID_ORIGINATOR ?
-					     COPYXID_ORIG_SHIFT :
-					     COPYXID_REPL_SHIFT));
+	const u16 *halves = (const u16 *)&ct->mark;
+
+	BUILD_BUG_ON(COPYXID_ORIG_SHIFT != 0 || COPYXID_REPL_SHIFT != 16);
+	return READ_ONCE(halves[IS_ENABLED(CONFIG_CPU_BIG_ENDIAN) ? !end : end]);
 }
 
 /* -- owner.c --------------------------------------------------------------- */

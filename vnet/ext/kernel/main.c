@@ -27,10 +27,31 @@ MODULE_DESCRIPTION("Xtables: packet mark by owning slice (MARK --copy-xid)");
 MODULE_ALIAS("ipt_MARK");
 MODULE_ALIAS("ip6t_MARK");
 
-/* The socket did not answer: the connection does, or a counter says why not. */
-static noinline u32 out_by_conn(const struct sk_buff *skb,
-				const struct nf_hook_state *state,
-				bool other_netns)
+/*
+ * Masked by being 16 bits wide: one instruction, and none of the upper half's
+ * owners ever sees a moment's other value.
+ */
+static __always_inline unsigned int set_xid(struct sk_buff *skb, u16 xid)
+{
+	u16 *half = (u16 *)&skb->mark;
+
+	BUILD_BUG_ON(COPYXID_MARK_MASK != U16_MAX);
+	half[IS_ENABLED(CONFIG_CPU_BIG_ENDIAN)] = xid;
+	return XT_CONTINUE;
+}
+
+static noinline unsigned int
+nobody(struct sk_buff *skb, const struct nf_hook_state *state,
+       enum copyxid_counter why)
+{
+	copyxid_count(state->net, why);
+	return set_xid(skb, 0);
+}
+
+/* The socket does not answer: the connection does, or a counter says why not. */
+static noinline unsigned int
+out_by_conn(struct sk_buff *skb, const struct nf_hook_state *state,
+	    bool other_netns)
 {
 	enum ip_conntrack_info ctinfo;
 	const struct nf_conn *ct;
@@ -41,31 +62,55 @@ static noinline u32 out_by_conn(const struct sk_buff *skb,
 	 * device is kept in skb_iif, and is cleared where a packet enters or
 	 * leaves a tunnel) only passes through.
 	 */
-	if (skb->skb_iif) {
-		copyxid_count(state->net, COPYXID_CNT_FORWARDED);
-		return 0;
-	}
+	if (skb->skb_iif)
+		return nobody(skb, state, COPYXID_CNT_FORWARDED);
+
 	ct = nf_ct_get(skb, &ctinfo);
 	if (ct) {
 		xid = copyxid_half(ct, copyxid_end_out(ctinfo));
 		if (xid) {
 			copyxid_count(state->net, COPYXID_CNT_OUT_CONN);
-			return xid;
+			return set_xid(skb, xid);
 		}
 	}
-	copyxid_count(state->net, other_netns ? COPYXID_CNT_OTHER_NETNS :
-				  ct ? COPYXID_CNT_NO_SOCKET :
-				       COPYXID_CNT_NO_CONNTRACK);
-	return 0;
+	return nobody(skb, state,
+		      other_netns ? COPYXID_CNT_OTHER_NETNS :
+		      ct ? COPYXID_CNT_NO_SOCKET : COPYXID_CNT_NO_CONNTRACK);
 }
 
-/* A sending socket that is none, not a full one, or not ours. */
-static noinline u32 out_slow(const struct sk_buff *skb,
-			     const struct nf_hook_state *state)
+/* Out of line, so that the frequent case needs no stack frame. */
+static noinline unsigned int
+record_sender(const struct nf_hook_state *state, struct nf_conn *ct,
+	      enum ip_conntrack_info ctinfo, const struct sock *sk, u32 xid)
+{
+	copyxid_record_sender(state, ct, ctinfo, sk, xid);
+	return XT_CONTINUE;
+}
+
+/* The sending socket is xid's, or the node's. */
+static __always_inline unsigned int
+out_owned(struct sk_buff *skb, const struct nf_hook_state *state,
+	  const struct net *net, const struct sock *sk, u32 xid)
 {
 	enum ip_conntrack_info ctinfo;
-	const struct sock *sk = skb->sk;
 	struct nf_conn *ct;
+
+	if (unlikely(!xid))
+		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+
+	set_xid(skb, xid);
+	copyxid_count(net, COPYXID_CNT_OUT_SOCKET);
+	ct = nf_ct_get(skb, &ctinfo);
+	if (ct && unlikely(copyxid_half(ct, copyxid_end_out(ctinfo)) != xid))
+		return record_sender(state, ct, ctinfo, sk, xid);
+	return XT_CONTINUE;
+}
+
+/* No sending socket, not a full one, not ours; or in a namespace of its own. */
+static noinline unsigned int
+out_slow(struct sk_buff *skb, const struct nf_hook_state *state)
+{
+	const struct sock *sk = skb->sk;
 	int owner;
 
 	/* the copy of a multicast packet that loops back has lost its socket */
@@ -79,61 +124,48 @@ static noinline u32 out_slow(const struct sk_buff *skb,
 	owner = copyxid_sk_owner(sk, state->net);
 	if (owner < 0)
 		return out_by_conn(skb, state, owner == COPYXID_OTHER_NETNS);
-	if (!owner) {
-		copyxid_count(state->net, COPYXID_CNT_NODE_SOCKET);
-		return 0;
-	}
-	copyxid_count(state->net, COPYXID_CNT_OUT_SOCKET);
-	ct = nf_ct_get(skb, &ctinfo);
-	if (ct && copyxid_half(ct, copyxid_end_out(ctinfo)) != owner)
-		copyxid_record_sender(state, ct, ctinfo, sk, owner);
-	return owner;
+	return out_owned(skb, state, state->net, sk, owner);
 }
 
-static __always_inline u32 out(const struct sk_buff *skb,
-			       const struct nf_hook_state *state)
+static __always_inline unsigned int
+out(struct sk_buff *skb, const struct nf_hook_state *state)
 {
-	enum ip_conntrack_info ctinfo;
+	const struct net *net = state->net;
 	const struct sock *sk = skb->sk;
-	struct nf_conn *ct;
-	u32 xid;
 
-	if (unlikely(!sk || !copyxid_sk_speaks(sk, state->net)))
+	if (!sk || unlikely(!net_eq(net, &init_net) ||
+			    !copyxid_sk_speaks(sk, net)))
 		return out_slow(skb, state);
 
-	xid = copyxid_sk_xid(sk);
-	if (!xid) {
-		copyxid_count(state->net, COPYXID_CNT_NODE_SOCKET);
-		return 0;
-	}
-	copyxid_count(state->net, COPYXID_CNT_OUT_SOCKET);
-	ct = nf_ct_get(skb, &ctinfo);
-	if (likely(ct) &&
-	    unlikely(copyxid_half(ct, copyxid_end_out(ctinfo)) != xid))
-		copyxid_record_sender(state, ct, ctinfo, sk, xid);
-	return xid;
+	return out_owned(skb, state, net, sk, copyxid_sk_xid(sk));
 }
 
-/* No half that may answer for TCP, no early demux: look the receiver up. */
-static noinline u32 in_slow(struct sk_buff *skb,
-			    const struct nf_hook_state *state)
+/* All that the short cuts of in() leave over. */
+static noinline unsigned int
+in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 {
 	enum ip_conntrack_info ctinfo;
 	struct nf_conn *ct = nf_ct_get(skb, &ctinfo);
-	struct copyxid_found found;
+	enum copyxid_end end = copyxid_end_in(ctinfo);
+	struct copyxid_found found = { .sk = skb->sk };
 	int owner = COPYXID_NOT_A_SOCKET;
 	bool early;
-	u32 xid;
+	u32 half = ct ? copyxid_half(ct, end) : 0;
 
+	if (half && nf_ct_protonum(ct) != IPPROTO_UDP) {
+		copyxid_count(state->net, COPYXID_CNT_IN_CONN);
+		return set_xid(skb, half);
+	}
 	/*
 	 * Before INPUT skb->sk may still be the sender's, in a bridge even
-	 * that of another namespace; unless BPF has chosen the receiver.
+	 * that of another namespace; unless BPF has chosen the receiver. And
+	 * a SYN that opens a new connection is not for the last one's
+	 * TIME_WAIT, which is what early demux finds.
 	 */
-	early = skb->sk && (state->hook == NF_INET_LOCAL_IN ||
-			    skb_sk_is_prefetched(skb));
-	if (early)
-		found = (struct copyxid_found) { .sk = skb->sk };
-	else
+	early = found.sk &&
+		(state->hook == NF_INET_LOCAL_IN || skb_sk_is_prefetched(skb)) &&
+		!(ctinfo == IP_CT_NEW && found.sk->sk_state == TCP_TIME_WAIT);
+	if (!early)
 		found = copyxid_find_receiver(skb, state, ct, ctinfo);
 
 	if (found.sk) {
@@ -144,78 +176,58 @@ static noinline u32 in_slow(struct sk_buff *skb,
 		owner = copyxid_sk_owner(sk, state->net);
 		copyxid_found_put(found);
 	}
+	if (!owner)
+		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
 	if (owner > 0) {
+		set_xid(skb, owner);
 		copyxid_count(state->net, early ? COPYXID_CNT_IN_SOCKET :
 						  COPYXID_CNT_IN_LOOKUP);
-		if (ct)
-			copyxid_record_receiver(state->net, ct,
-						copyxid_end_in(ctinfo), owner);
-		return owner;
+		if (ct && half != owner)
+			copyxid_record_receiver(state->net, ct, end, owner);
+		return XT_CONTINUE;
 	}
-	if (!owner) {
-		copyxid_count(state->net, COPYXID_CNT_NODE_SOCKET);
-		return 0;
+	if (half) {
+		copyxid_count(state->net, COPYXID_CNT_IN_CONN);
+		return set_xid(skb, half);
 	}
-	if (ct) {
-		xid = copyxid_half(ct, copyxid_end_in(ctinfo));
-		if (xid) {
-			copyxid_count(state->net, COPYXID_CNT_IN_CONN);
-			return xid;
-		}
-	}
-	copyxid_count(state->net,
+	return nobody(skb, state,
 		      owner == COPYXID_OTHER_NETNS ? COPYXID_CNT_OTHER_NETNS :
 		      ct ? COPYXID_CNT_NO_SOCKET : COPYXID_CNT_NO_CONNTRACK);
-	return 0;
 }
 
-static __always_inline u32 in(struct sk_buff *skb,
-			      const struct nf_hook_state *state)
+static __always_inline unsigned int
+in(struct sk_buff *skb, const struct nf_hook_state *state)
 {
+	const struct net *net = state->net;
 	enum ip_conntrack_info ctinfo;
+	const struct nf_conn *ct = nf_ct_get(skb, &ctinfo);
 	const struct sock *sk;
-	enum copyxid_end end;
-	struct nf_conn *ct;
-	u32 half, xid;
+	u32 half;
 
-	ct = nf_ct_get(skb, &ctinfo);
-	if (unlikely(!ct))
+	if (unlikely(!ct || !net_eq(net, &init_net)))
 		return in_slow(skb, state);
-
-	end = copyxid_end_in(ctinfo);
-	half = copyxid_half(ct, end);
+	half = copyxid_half(ct, copyxid_end_in(ctinfo));
+	if (!half)
+		return in_slow(skb, state);
 	/*
 	 * UDP alone is not believed: its port can change hands while the
-	 * connection lasts. A TCP connection's cannot, nothing else has a
-	 * receiving socket of its own.
+	 * connection lasts. A TCP connection's cannot, and nothing else has a
+	 * receiving socket that could be looked up.
 	 */
-	if (half && likely(nf_ct_protonum(ct) != IPPROTO_UDP)) {
-		copyxid_count(state->net, COPYXID_CNT_IN_CONN);
-		return half;
+	if (nf_ct_protonum(ct) != IPPROTO_UDP) {
+		copyxid_count(net, COPYXID_CNT_IN_CONN);
+		return set_xid(skb, half);
 	}
-
+	/*
+	 * Early demux finds connected sockets. Where one says what the half
+	 * says, no more need be asked of it; else in_slow() asks.
+	 */
 	sk = skb->sk;
 	if (!sk || state->hook != NF_INET_LOCAL_IN ||
-	    unlikely(!copyxid_sk_speaks(sk, state->net)))
+	    sk->sk_state != TCP_ESTABLISHED || copyxid_sk_xid(sk) != half)
 		return in_slow(skb, state);
-
-	xid = copyxid_sk_xid(sk);
-	if (!xid) {
-		copyxid_count(state->net, COPYXID_CNT_NODE_SOCKET);
-		return 0;
-	}
-	copyxid_count(state->net, COPYXID_CNT_IN_SOCKET);
-	if (unlikely(half != xid))
-		copyxid_record_receiver(state->net, ct, end, xid);
-	return xid;
-}
-
-static __always_inline void set_mark(struct sk_buff *skb, u32 mask, u32 xid)
-{
-	u32 mark = (skb->mark & ~mask) ^ xid;
-
-	if (skb->mark != mark)
-		skb->mark = mark;
+	copyxid_count(net, COPYXID_CNT_IN_SOCKET);
+	return set_xid(skb, half);
 }
 
 static unsigned int copyxid_tg(struct sk_buff *skb,
@@ -223,21 +235,16 @@ static unsigned int copyxid_tg(struct sk_buff *skb,
 {
 	const struct xt_mark_copyxid_tginfo *info = par->targinfo;
 	const struct nf_hook_state *state = par->state;
-	u32 xid = 0;
 
 	if (unlikely(!(info->flags & XT_MARK_COPYXID))) {
-		set_mark(skb, info->mask, info->mark);
+		skb->mark = (skb->mark & ~info->mask) ^ info->mark;
 		return XT_CONTINUE;
 	}
 	if (state->hook >= NF_INET_LOCAL_OUT)
-		xid = out(skb, state);
-	else if (likely(state->hook != NF_INET_FORWARD))
-		xid = in(skb, state);
-	else
-		copyxid_count(state->net, COPYXID_CNT_FORWARDED);
-
-	set_mark(skb, COPYXID_MARK_MASK, xid);
-	return XT_CONTINUE;
+		return out(skb, state);
+	if (likely(state->hook != NF_INET_FORWARD))
+		return in(skb, state);
+	return nobody(skb, state, COPYXID_CNT_FORWARDED);
 }
 
 static int copyxid_tg_check(const struct xt_tgchk_param *par)
@@ -293,12 +300,9 @@ static int __init copyxid_init(void)
 {
 	int ret;
 
-	ret = copyxid_slices_init();
-	if (ret)
-		return ret;
 	ret = copyxid_counters_init();
 	if (ret)
-		goto err_slices;
+		return ret;
 	ret = copyxid_genl_init();
 	if (ret)
 		goto err_counters;
@@ -311,8 +315,6 @@ err_genl:
 	copyxid_genl_exit();
 err_counters:
 	copyxid_counters_exit();
-err_slices:
-	copyxid_slices_exit();
 	return ret;
 }
 
@@ -321,7 +323,7 @@ static void __exit copyxid_exit(void)
 	xt_unregister_targets(copyxid_tg_reg, ARRAY_SIZE(copyxid_tg_reg));
 	copyxid_genl_exit();
 	copyxid_counters_exit();
-	copyxid_slices_exit();
+	copyxid_slice_flush();	/* kfree_rcu() needs nothing of this module */
 }
 
 module_init(copyxid_init);

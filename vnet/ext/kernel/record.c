@@ -26,8 +26,7 @@
 static void write_half(const struct net *net, struct nf_conn *ct,
 		       enum copyxid_end end, u32 xid, bool take_over)
 {
-	unsigned int shift = end == COPYXID_ORIGINATOR ? COPYXID_ORIG_SHIFT :
-							 COPYXID_REPL_SHIFT;
+	unsigned int shift = copyxid_shift(end);
 	u32 mark = READ_ONCE(ct->mark);
 	u32 old, want;
 

@@ -3,18 +3,18 @@
  * slices.c - the table: cgroup id -> xid
  *
  * Readers (copyxid_cgroup_xid) hold nothing but the RCU read lock. An entry
- * costs 64 bytes, the buckets 256 KiB, so 10,000 slices stay below 1 MiB.
+ * costs 64 bytes, the buckets 256 KiB (in the module's own memory, so that no
+ * pointer to them need be loaded): 10,000 slices stay below 1 MiB.
  */
 #include <linux/cgroup.h>
-#include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/netlink.h>
 #include <linux/slab.h>
 
 #include "internal.h"
 
-struct hlist_head *copyxid_buckets __read_mostly;
-u64 copyxid_levels __read_mostly;
+struct hlist_head copyxid_buckets[1 << COPYXID_HASH_BITS] __read_mostly;
+u8 copyxid_deepest[COPYXID_LEVEL_MAX + 1] __read_mostly;
 unsigned int copyxid_generation = 1;
 DEFINE_MUTEX(copyxid_slices_mutex);
 
@@ -33,10 +33,25 @@ static struct copyxid_slice *lookup(u64 id)
 	return NULL;
 }
 
+/*
+ * A reader goes from copyxid_deepest[n] to copyxid_deepest[that - 1] and so
+ * on: always upwards, whatever is written meanwhile.
+ */
+static void levels_changed(void)
+{
+	unsigned int level, deepest = 0;
+
+	for (level = 0; level <= COPYXID_LEVEL_MAX; level++) {
+		if (per_level[level])
+			deepest = level;
+		WRITE_ONCE(copyxid_deepest[level], deepest);
+	}
+}
+
 static void unlink(struct copyxid_slice *s)
 {
 	if (!--per_level[s->level])
-		WRITE_ONCE(copyxid_levels, copyxid_levels & ~BIT_ULL(s->level));
+		levels_changed();
 	total--;
 	hlist_del_rcu(&s->node);
 	kfree_rcu(s, rcu);
@@ -108,7 +123,7 @@ int copyxid_slice_set(u64 id, u32 xid, u16 nlmsg_flags,
 	s->level = level;
 	hlist_add_head_rcu(&s->node, copyxid_bucket(id));
 	if (!per_level[level]++)
-		WRITE_ONCE(copyxid_levels, copyxid_levels | BIT_ULL(level));
+		levels_changed();
 	total++;
 	copyxid_generation++;
 unlock:
@@ -142,24 +157,10 @@ void copyxid_slice_flush(void)
 	unsigned int i;
 
 	mutex_lock(&copyxid_slices_mutex);
-	for (i = 0; total && i < 1u << COPYXID_HASH_BITS; i++) {
+	for (i = 0; total && i < ARRAY_SIZE(copyxid_buckets); i++) {
 		hlist_for_each_entry_safe(s, next, &copyxid_buckets[i], node)
 			unlink(s);
 	}
 	copyxid_generation++;
 	mutex_unlock(&copyxid_slices_mutex);
-}
-
-int __init copyxid_slices_init(void)
-{
-	copyxid_buckets = kvcalloc(1u << COPYXID_HASH_BITS,
-				   sizeof(*copyxid_buckets), GFP_KERNEL);
-	return copyxid_buckets ? 0 : -ENOMEM;
-}
-
-/* No readers are left: the target is unregistered. */
-void copyxid_slices_exit(void)
-{
-	copyxid_slice_flush();
-	kvfree(copyxid_buckets);
 }
