@@ -121,6 +121,18 @@ def test_doctor_names_whoever_writes_our_bits(node):
     assert all(finding["why"] and finding["cure"] for finding in found)
 
 
+def test_doctor_tells_who_goes_by_our_bits(node):
+    rule = "-A FORWARD -m mark --mark 0x4000/0x4000 -j DROP"
+    node.ns.run("iptables-nft", "-t", "mangle", *rule.split())
+    node.ns.run("ip", "rule", "add", "fwmark", "0x1", "table", "100")
+    seen = {finding["id"]: finding for finding in node.json("doctor", check=False)}
+    assert rule in seen["mark-reader"]["what"]
+    assert "mark-routing" not in seen
+    node.ns.run("sysctl", "-qw", "net.ipv4.tcp_fwmark_accept=1")
+    seen = {finding["id"]: finding for finding in node.json("doctor", check=False)}
+    assert "fwmark 0x1" in seen["mark-routing"]["what"]
+
+
 def test_doctor_has_nothing_against_marks_in_the_upper_half(node):
     rule = "-A FORWARD -j MARK --set-mark 0x40000/0x40000"
     node.ns.run("iptables-nft", "-t", "mangle", *rule.split())
@@ -128,8 +140,9 @@ def test_doctor_has_nothing_against_marks_in_the_upper_half(node):
     node.ns.run("nft", "add", "chain", "ip", "mine", "c", "{ type filter hook output priority 0; }")
     expression = "meta mark set meta mark & 0xffff | 0x10000"
     node.ns.run("nft", "add", "rule", "ip", "mine", "c", *expression.split())
+    node.ns.run("iptables-nft", "-A", "FORWARD", "-m", "mark", "--mark", "0x40000/0xf0000")
     found = node.json("doctor", check=False)
-    assert [f for f in found if f["id"].endswith("mark-writer")] == []
+    assert [f for f in found if "mark-" in f["id"]] == []
 
 
 def test_every_shell_gets_its_completion(node):

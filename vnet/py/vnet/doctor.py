@@ -209,6 +209,8 @@ def _rules() -> Iterator[Finding]:
                 )
     ruleset = _nft()
     yield from _writers(texts, ruleset)
+    yield from _readers(texts)
+    yield from _routing()
     yield from _untracked(texts, ruleset)
     yield from _mixed(texts)
     yield from _places(texts)
@@ -254,6 +256,72 @@ def _writers(
                 "use a connection label (-m connlabel, nft: ct label) or the upper half of the "
                 "packet mark instead",
             )
+
+
+def _readers(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
+    own = frozenset(rules.CHAINS)
+    found = [
+        f"IPv{family} ({variant}): {line}"
+        for (family, variant), text in texts.items()
+        for line in marks.readers_in_save(text, own)
+    ]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        yield Finding(
+            "mark-reader",
+            "advice",
+            f"rules match on bits that hold the owner: {'; '.join(found[:5])}{more}",
+            "right if they mean slices; if they mean a mark of their own, they now also match "
+            "slices whose xid has these bits",
+            "leave those that mean slices; let the others use the upper half: "
+            "-m mark --mark 0x10000/0x10000",
+        )
+
+
+def _routing() -> Iterator[Finding]:
+    """Marks that come back as a route: replies and accepted sockets may take ours along."""
+    switches = [
+        key
+        for key in ("ipv4/fwmark_reflect", "ipv4/tcp_fwmark_accept", "ipv6/fwmark_reflect")
+        if _is_on(Path("/proc/sys/net", key))
+    ]
+    found = [
+        line.strip() for family in ("-4", "-6") for line in _ip_rules(family) if _low_fwmark(line)
+    ]
+    if switches and found:
+        yield Finding(
+            "mark-routing",
+            "problem",
+            f"{' and '.join(switches)} on, and routing goes by our bits: {'; '.join(found[:3])}",
+            "replies of the kernel and accepted connections take over the mark of what they "
+            "answer, which is the owner, and may then be routed by it",
+            "let the routing rules use the upper half with a mask: fwmark 0x10000/0x10000",
+        )
+
+
+def _is_on(path: Path) -> bool:
+    try:
+        return path.read_text().strip() != "0"
+    except OSError:
+        return False
+
+
+def _ip_rules(family: str) -> list[str]:
+    try:
+        done = subprocess.run(
+            ["ip", family, "rule", "show"], capture_output=True, text=True, env=rules.environment()
+        )
+    except FileNotFoundError:
+        return []
+    return done.stdout.splitlines()
+
+
+def _low_fwmark(line: str) -> bool:
+    words = line.split()
+    if "fwmark" not in words[:-1]:
+        return False
+    _value, slash, mask = words[words.index("fwmark") + 1].partition("/")
+    return bool((int(mask, 0) if slash else marks.ALL) & marks.OURS["packet"])
 
 
 def _untracked(

@@ -132,6 +132,20 @@ def _kept(value: Any, kind: Kind) -> int | None:
     return kept
 
 
+def readers_in_save(text: str, own: frozenset[str]) -> Iterator[str]:
+    """Rules of others that match on bits of ours."""
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        if not line.startswith("-A ") or line.split(" ", 2)[1] in own:
+            continue
+        for match, value in re.findall(r"-m (mark|connmark) (?:! )?--mark (\S+)", line):
+            mask = _pair(value)[1]
+            if mask & OURS["packet" if match == "mark" else "connection"]:
+                yield f"-t {table} {line}"
+
+
 _NOTRACK = re.compile(r"-j (?:NOTRACK|CT .*--notrack)")
 
 
