@@ -3,9 +3,12 @@
 Shared by tests/netns (host kernel, no module) and tests/vm (with the module).
 """
 
+import atexit
 import re
 import shlex
+import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,9 +36,16 @@ def ours(plugin: Path = PLUGIN) -> dict[str, str]:
     return {"XTABLES_LIBDIR": f"{plugin}:{system()}"}
 
 
+@cache
 def stock() -> dict[str, str]:
-    """Environment in which MARK is the distribution's plugin."""
-    return {"XTABLES_LIBDIR": str(system())}
+    """Environment in which MARK is the distribution's plugin, also where ours is installed."""
+    diverted = system() / "libxt_MARK.so.distrib"
+    if not diverted.exists():
+        return {"XTABLES_LIBDIR": str(system())}
+    folder = Path(tempfile.mkdtemp(prefix="stock-xtables-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "libxt_MARK.so").symlink_to(diverted)
+    return {"XTABLES_LIBDIR": f"{folder}:{system()}"}
 
 
 @dataclass(frozen=True)

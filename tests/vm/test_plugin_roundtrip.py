@@ -198,8 +198,11 @@ def test_translation_knows_stock_rules_and_shows_copy_xid_as_a_comment(ns, trans
     assert said == f"nft # {' '.join(words)} \n"
 
 
+# The import looks for its own library with gcc and ld, eight times over, where it finds them.
 PYTHON = dedent("""
-    import iptc, json
+    import json, os
+    os.environ["PATH"] = "/"
+    import iptc
     said = {}
     for table, rule, name in (
         (iptc.Table, iptc.Rule, "iptables-legacy"), (iptc.Table6, iptc.Rule6, "ip6tables-legacy")
