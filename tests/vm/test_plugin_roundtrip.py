@@ -179,7 +179,7 @@ def test_help_is_printed_once(ns, variant):
 
 @pytest.mark.parametrize("command", ["iptables-nft", "iptables-legacy"])
 def test_a_process_without_privilege_gets_the_help_and_no_more_noise_than_with_stock(ns, command):
-    words = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", command]
+    words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", command]
     said = [ns.run(*words, "-j", "MARK", "--help", env=env) for env in (stock(), ours())]
     assert said[1].stdout.startswith(said[0].stdout)
     assert said[1].stderr.count("\n") == said[0].stderr.count("\n")
