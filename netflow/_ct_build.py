@@ -33,4 +33,5 @@ ffibuilder.set_source(
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    ffibuilder.compile(verbose=True)
+    # the name setuptools gives it, so that neither build hides the other's
+    ffibuilder.compile(target="_ct.abi3.so", verbose=True)
