@@ -14,8 +14,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -176,7 +176,7 @@ def cases(module: bool) -> Iterator[Case]:
             yield Case(True, "nft", (hook,), NFT_MAP, n)
     if not module:
         return
-    for n in (1, 100, SLICES):
+    for n in (0, 1, 100, SLICES):
         for home in ("legacy", "nft"):
             for hooks in one_hook:
                 yield Case(True, home, hooks, COPY_XID, n)
@@ -197,7 +197,7 @@ def paths(case: Case) -> tuple[str, ...]:
 def measure(case: Case, path: str, pktcost: Path) -> Result:
     """Run pktcost, each time on an empty connection table."""
     result = Result(case, path)
-    # Where there is one slice, both ends are in it.
+    # Where there is one slice, both ends are in it; where there is none, they are the node's.
     receiver = SENDER if case.rules == COPY_XID and case.n == 1 else RECEIVER
     for _ in range(CONNECTIONS.get(path, 1)):
         if case.conntrack:
@@ -228,9 +228,7 @@ def fill(n: int) -> None:
 
     with copyxid.connect() as module:
         module.flush()
-        refused = module.set_many(
-            {(PARENT / f"s{i}").stat().st_ino: i for i in range(1, n + 1)}
-        )
+        refused = module.set_many({(PARENT / f"s{i}").stat().st_ino: i for i in range(1, n + 1)})
     if refused:
         sys.exit(f"the module refused {len(refused)} of {n} slices: {refused}")
 
@@ -321,13 +319,13 @@ def main() -> None:
         for case in cases(module=not args.stock)
         if case.rules in ("", EMPTY) or args.only in case.rules
     ]
-    filled = 0
+    filled = -1
     for number, case in enumerate(todo, 1):
         hooks = "+".join(case.hooks)
         count = f" x{case.n}" if case.n else ""
-        tracked = "conntrack" if case.conntrack else "no conntrack"
+        tracked = "" if case.conntrack else ", no conntrack"
         print(
-            f"bench: {number:2}/{len(todo)} {case.home:6} {hooks:11} {case.rules}{count}, {tracked}",
+            f"bench: {number:2}/{len(todo)} {case.home:6} {hooks:11} {case.rules}{count}{tracked}",
             flush=True,
         )
         if case.rules in (COPY_XID, INSTALLED) and case.n != filled:

@@ -425,7 +425,7 @@ static int make_dirs(const char *parent, int count)
 
 int main(int argc, char **argv)
 {
-	int opt, rounds = 5, batches = 40;
+	int opt, rounds = 5, batches = 20;
 	const struct path *p = NULL;
 	uint64_t *sample;
 

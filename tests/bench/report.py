@@ -1,0 +1,303 @@
+"""Write the measured figures into docs/benchmarks.md, between its markers.
+
+Input is what guest.py wrote (build/bench/packets-*.json, one per kernel) and what bench_dump.py
+wrote (build/bench/dump.json); output is Markdown. Only what is between ``<!-- begin NAME -->`` and
+``<!-- end NAME -->`` is replaced. The goals are printed too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs/benchmarks.md"
+
+NONE, EMPTY, BARE = "", "empty table", "a rule without a target"
+SET_MARK, COPY_XID = "MARK --set-mark", "MARK --copy-xid"
+INSTALLED = "as vnet up installs it"
+CGROUP, NFT_MAP = "-m cgroup --path", "nft socket cgroupv2 map"
+
+OUT, IN, BOTH = ("POSTROUTING",), ("INPUT",), ("INPUT", "POSTROUTING")
+
+# path: its hook, and its title
+PATHS = {
+    "udp-out": (OUT, "Out: UDP, later packets"),
+    "udp-out-new": (OUT, "Out: UDP, a connection's first packet"),
+    "tcp-in": (IN, "In: TCP, established"),
+    "udp-in": (IN, "In: connected UDP, later packets"),
+    "udp-in-wild": (IN, "In: UDP socket that only receives, later packets"),
+    "udp-in-new": (IN, "In: connected UDP, a connection's first packet"),
+    "udp-in-wild-new": (IN, "In: UDP socket that only receives, first packets"),
+    "tcp-in-new": (IN, "In: TCP handshake (SYN and ACK come in; per handshake)"),
+}
+
+BOTH_PATHS = {
+    "udp-out": "UDP out",
+    "tcp-in": "TCP, one packet in and one out",
+    "udp-in": "connected UDP in",
+    "tcp-lo": "TCP between two slices on loopback, one packet each way",
+    "udp-lo": "connected UDP between two slices on loopback",
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One boot's figures: the cheapest round of every case and path, in instructions."""
+
+    machine: dict[str, str]
+    cost: dict[tuple[bool, str, tuple[str, ...], str, int, str], float]
+
+    def get(
+        self, home: str, hooks: tuple[str, ...], rules: str, n: int, path: str, tracked: bool = True
+    ) -> float | None:
+        return self.cost.get((tracked, home, hooks, rules, n, path))
+
+    def none(self, path: str, tracked: bool = False) -> float:
+        return self.cost[tracked, "none", (), NONE, 0, path]
+
+
+def load(path: Path) -> Figures:
+    """Read what guest.py wrote."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+    cost = {}
+    for result in data["results"]:
+        case = result["case"]
+        key = (
+            case["conntrack"],
+            case["home"],
+            tuple(case["hooks"]),
+            case["rules"],
+            case["n"],
+            result["path"],
+        )
+        cost[key] = min(result["rounds"])
+    return Figures(data["machine"], cost)
+
+
+def number(value: float | None, plus: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"{value:+,.0f}" if plus else f"{value:,.0f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, the first column left-aligned, the others right."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def one_path(figures: Figures, path: str, hooks: tuple[str, ...]) -> str:
+    """Every rule set on one path, legacy and nft side by side."""
+    rows = [
+        ["no rule", number(figures.none(path)), "0", "", "", "", "", "", ""],
+        [
+            "no rule, conntrack on",
+            number(figures.none(path, tracked=True)),
+            number(figures.none(path, tracked=True) - figures.none(path), plus=True),
+            *[""] * 6,
+        ],
+    ]
+
+    def row(title: str, rules: str, n: int, tracked: bool = True) -> None:
+        cells = []
+        for home in ("legacy", "nft"):
+            at = hooks
+            if rules == NFT_MAP:
+                # Native nft has no socket expression in POSTROUTING.
+                at = ("OUTPUT",) if hooks == OUT else hooks
+            whole = figures.get(home, at, rules, n, path, tracked)
+            empty = figures.get(home, at, EMPTY, 0, path, tracked)
+            bare = figures.get(home, at, BARE, 1, path, tracked)
+            if whole is None:
+                cells += [""] * 4
+                continue
+            cells += [number(whole), number(whole - figures.none(path), plus=True)]
+            cells.append(number(whole - empty, plus=True) if empty is not None else "")
+            cells.append(number(whole - bare, plus=True) if bare is not None else "")
+        if any(cells):
+            rows.append([title, *cells])
+
+    row("empty table, no conntrack", EMPTY, 0, tracked=False)
+    row(f"`{SET_MARK}`, no conntrack", SET_MARK, 1, tracked=False)
+    row("empty table", EMPTY, 0)
+    row("one rule without a target", BARE, 1)
+    row(f"`{SET_MARK}`", SET_MARK, 1)
+    row(f"`{COPY_XID}`, the node's own socket", COPY_XID, 0)
+    for n in (1, 100, 10_000):
+        row(f"**`{COPY_XID}`, {slices(n)}**", COPY_XID, n)
+    for n in (1, 10, 100):
+        row(f"`{CGROUP}`, {n} rule{'s' if n > 1 else ''}", CGROUP, n)
+    for n in (1, 100, 10_000):
+        row(f"nft `socket cgroupv2` map, {slices(n)}", NFT_MAP, n)
+    head = [""]
+    for home in ("legacy", "nft"):
+        head += [f"{home}: whole", "over no rule", "over empty", "over a bare rule"]
+    return table(head, rows)
+
+
+def slices(n: int) -> str:
+    return f"{n:,} slice{'s' if n > 1 else ''}"
+
+
+def both_hooks(figures: Figures) -> str:
+    """What a node pays: rules in INPUT and POSTROUTING at once."""
+    rows = []
+    for path, title in BOTH_PATHS.items():
+        for home in ("legacy", "nft"):
+            empty = figures.get(home, BOTH, EMPTY, 0, path)
+            cells = [
+                number(figures.none(path)),
+                number(figures.none(path, tracked=True)),
+                number(empty),
+            ]
+            for rules, n in ((SET_MARK, 1), (COPY_XID, 10_000), (INSTALLED, 10_000)):
+                whole = figures.get(home, BOTH, rules, n, path)
+                more = "" if whole is None or empty is None else number(whole - empty, plus=True)
+                cells.append(f"{number(whole)} ({more})" if more else "")
+            rows.append([f"{title}, {home}", *cells])
+    return table(
+        ["", "no rule", "conntrack on", "empty tables", "`--set-mark`", "`--copy-xid`", INSTALLED],
+        rows,
+    )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, its bound, and whether it holds."""
+
+    what: str
+    value: float
+    bound: float
+    unit: str = ""
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.bound
+
+
+def goals(figures: Figures) -> Iterator[Goal]:
+    """The goals that the figures can be held against, each over both baselines."""
+    for home in ("legacy", "nft"):
+        for title, path, hooks, bound in (
+            ("out, UDP", "udp-out", OUT, 100),
+            ("in, TCP established", "tcp-in", IN, 60),
+            ("in, connected UDP", "udp-in", IN, 60),
+        ):
+            whole = figures.get(home, hooks, COPY_XID, 10_000, path)
+            for baseline, rules, n in (
+                ("the empty table", EMPTY, 0),
+                ("a rule without a target", BARE, 1),
+                ("stock MARK", SET_MARK, 1),
+            ):
+                base = figures.get(home, hooks, rules, n, path)
+                if whole is not None and base is not None:
+                    yield Goal(f"{title}, {home}, over {baseline}", whole - base, bound)
+        least, most = (figures.get(home, OUT, COPY_XID, n, "udp-out") for n in (1, 10_000))
+        empty = figures.get(home, OUT, EMPTY, 0, "udp-out")
+        if least and most and empty:
+            growth = 100 * abs(most - least) / (least - empty)
+            yield Goal(f"out, {home}, from 1 to 10,000 slices", growth, 2, " %")
+
+
+def goal_table(found: list[Goal]) -> str:
+    rows = [
+        [
+            goal.what,
+            f"{goal.value:,.0f}{goal.unit}",
+            f"at most {goal.bound:,.0f}{goal.unit}",
+            "reached" if goal.reached else "not reached",
+        ]
+        for goal in found
+    ]
+    return table(["`--copy-xid`", "measured", "goal", ""], rows)
+
+
+def packets(figures: Figures, series: str) -> str:
+    """The whole section of one kernel."""
+    parts = [
+        f"`tools/bench --kernel {series}`, kernel {figures.machine['kernel']}"
+        f" ({figures.machine['version']}); spectre_v2: {figures.machine['spectre_v2']}\n",
+        "#### Goals\n",
+        goal_table(list(goals(figures))),
+        "#### Both hooks, as on a node\n",
+        both_hooks(figures),
+    ]
+    for path, (hooks, title) in PATHS.items():
+        parts += [f"#### {title}\n", one_path(figures, path, hooks)]
+    return "\n".join(parts)
+
+
+def dump(source: Path) -> str:
+    """The dump's rates, as measured on the kernel that ran make bench."""
+    data: dict[str, Any] = json.loads(source.read_text(encoding="ascii"))
+    rates: dict[str, float] = data["entries_per_s"]
+    bare, tool = rates["bare recv, nothing decoded"], rates["conntrack -L -o extended"]
+    ours = rates["ours, all columns at once"]
+    rows = [
+        [name, number(rate), f"{rate / bare:.2f}", f"{rate / tool:.1f}"]
+        for name, rate in rates.items()
+    ]
+    verdicts = [
+        [
+            "ours to columns, of the bare rate",
+            f"{ours / bare:.2f}",
+            "at least 0.9",
+            ours / bare >= 0.9,
+        ],
+        [
+            "ours to columns, times `conntrack -L`",
+            f"{ours / tool:.1f}",
+            "at least 3",
+            ours / tool >= 3,
+        ],
+    ]
+    return "\n".join(
+        [
+            f"`tools/bench --dump`, {data['entries']:,} entries, best of {data['rounds']}"
+            " interleaved rounds, entries a second of processor time\n",
+            table(["", "entries/s", "of bare", "times conntrack -L"], rows),
+            table(
+                ["", "measured", "goal", ""],
+                [[*map(str, v[:3]), "reached" if v[3] else "not reached"] for v in verdicts],
+            ),
+        ]
+    )
+
+
+def put(page: str, name: str, text: str) -> str:
+    """Replace what is between the markers of ``name``."""
+    pattern = re.compile(
+        rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.S
+    )
+    if not pattern.search(page):
+        sys.exit(f"{PAGE}: no markers for {name}")
+    return pattern.sub(lambda m: f"{m[1]}\n{text}\n{m[2]}", page)
+
+
+def main() -> None:
+    """See the module's text."""
+    page = PAGE.read_text(encoding="utf-8")
+    for series in ("6.1", "6.12"):
+        source = ROOT / f"build/bench/packets-{series}.json"
+        if source.exists():
+            figures = load(source)
+            page = put(page, f"packets {series}", packets(figures, series))
+            print(f"{figures.machine['kernel']}:")
+            for goal in goals(figures):
+                word = "reached" if goal.reached else "NOT reached"
+                print(f"  {goal.what}: {goal.value:.0f}{goal.unit} of {goal.bound:.0f}: {word}")
+    source = ROOT / "build/bench/dump.json"
+    if source.exists():
+        page = put(page, "dump", dump(source))
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
