@@ -57,7 +57,7 @@ class Node:
 
         return Paths(self.base / "config", self.base / "state", self.base / "run")
 
-    def vnet(self, *argv, check=True, path=None, timeout=60):
+    def vnet(self, *argv, check=True, path=None, timeout=240):
         """Run the command ``vnet``; ``path``: a directory whose tools come first."""
         return self._python("vnet.cli", argv, check, path, timeout)
 
@@ -67,7 +67,7 @@ class Node:
 
     def rules_up(self, variant, check=True, path=None):
         """``vnet up`` without the module: see this file's head."""
-        return self._python("vnetbed", ["up", variant], check, path, 60)
+        return self._python("vnetbed", ["up", variant], check, path, 240)
 
     def _python(self, module, argv, check, path, timeout):
         env = dict(self.env, PATH=os.environ["PATH"])

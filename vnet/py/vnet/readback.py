@@ -1,6 +1,6 @@
 """Read our chains of the legacy tables back with python-iptables, as JSON.
 
-Run as a child process (``python -m vnet.readback 4``): python-iptables loads
+Run as a child process (``python -m vnet.readback 4 6``): python-iptables loads
 iptables' own plugins, and one that fails takes its process along; it also
 keeps a table it has read once. As a second witness it shares no code with
 iptables-save's text, by which ``rules`` compares.
@@ -9,16 +9,21 @@ iptables-save's text, by which ``rules`` compares.
 import json
 import subprocess
 import sys
+from typing import Any
 
 from vnet import rules
 
 
-def main(family: str) -> None:
-    """Print {chain: [[target, {parameter: [value]}]]} of our chains and base chains' heads."""
+def main(families: list[str]) -> None:
+    """Print {family: {chain: [[target, {parameter: [value]}]]}}, of base chains their heads."""
+    json.dump({family: _read(family) for family in families}, sys.stdout)
+
+
+def _read(family: str) -> dict[str, list[list[Any]]]:
     import iptc
 
     table = (iptc.Table if family == "4" else iptc.Table6)(iptc.Table.MANGLE)
-    found = {}
+    found: dict[str, list[list[Any]]] = {}
     for chain in table.chains:
         if chain.name in rules.CHAINS:
             found[chain.name] = [
@@ -26,30 +31,31 @@ def main(family: str) -> None:
             ]
         elif chain.name in rules.CHAINS.values():
             found[chain.name] = [[rule.target.name, {}] for rule in chain.rules[:1]]
-    json.dump(found, sys.stdout)
+    return found
 
 
-def compare(family: rules.Family, body: str = rules.BODY) -> tuple[list[str], str]:
+def compare(families: list[rules.Family], body: str = rules.BODY) -> tuple[list[str], str]:
     """(differences from what was asked, why it could not be read if so)."""
     done = subprocess.run(
-        [sys.executable, "-m", "vnet.readback", str(family)],
+        [sys.executable, "-m", "vnet.readback", *map(str, families)],
         capture_output=True,
         text=True,
         env=rules.environment(),
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return [], f"python-iptables could not read the IPv{family} tables: {last}"
-    found = json.loads(done.stdout)
+        return [], f"python-iptables could not read the tables: {last}"
     target, wanted = rules.parameters(body)
     words = []
-    for chain, base in rules.CHAINS.items():
-        if found.get(chain) != [[target, wanted]]:
-            words.append(f"python-iptables reads {found.get(chain)} in {chain}")
-        if found.get(base, [])[:1] != [[chain, {}]]:
-            words.append(f"python-iptables reads {found.get(base)} at the head of {base}")
+    for family, found in json.loads(done.stdout).items():
+        for chain, base in rules.CHAINS.items():
+            reads = f"python-iptables reads (IPv{family})"
+            if found.get(chain) != [[target, wanted]]:
+                words.append(f"{reads} {found.get(chain)} in {chain}")
+            if found.get(base, [])[:1] != [[chain, {}]]:
+                words.append(f"{reads} {found.get(base)} at the head of {base}")
     return words, ""
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -107,6 +107,7 @@ def install_rules(
     """
     done: list[str] = []
     remarks: list[str] = []
+    changed: list[Family] = []
     wanted = rules.asked(body)
     for family in rules.families():
         if not lead(notes, new, family, variant, wanted):
@@ -114,11 +115,12 @@ def install_rules(
         done.append(f"rules for IPv{family} in table mangle ({variant})")
         if wrong := rules.differences(rules.snapshot(family, variant), wanted):
             raise RulesError(f"IPv{family} ({variant}), read back: " + "; ".join(wrong))
-        if variant == "legacy":
-            differing, remark = readback.compare(family, body)
-            if differing:
-                raise RulesError(f"IPv{family} ({variant}): " + "; ".join(differing))
-            remarks += [remark] if remark else []
+        changed.append(family)
+    if changed and variant == "legacy":
+        differing, remark = readback.compare(changed, body)
+        if differing:
+            raise RulesError("; ".join(differing))
+        remarks += [remark] if remark else []
     other: Variant = "nft" if variant == "legacy" else "legacy"
     for family in rules.families():
         if lead(notes, new, family, other, rules.NOTHING):
