@@ -19,7 +19,7 @@ from pathlib import Path
 from testbed.net import Namespace
 
 BODY = "-j MARK --set-xmark 0x7/0xffff"
-_PY = Path(__file__).resolve().parent.parent / "vnet" / "py"
+PY = Path(__file__).resolve().parent.parent / "vnet" / "py"
 
 #: everything a ``vnet up`` could leave behind, as text that only changes if it does
 _LOOK = r"""
@@ -71,7 +71,7 @@ class Node:
 
     def _python(self, module, argv, check, path, timeout):
         env = dict(self.env, PATH=os.environ["PATH"])
-        env["PYTHONPATH"] = os.pathsep.join([str(_PY), *sys.path])
+        env["PYTHONPATH"] = os.pathsep.join([str(PY), *sys.path])
         if path:
             env["PATH"] = f"{path}:{env['PATH']}"
         return self.ns.run(

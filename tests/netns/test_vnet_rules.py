@@ -1,6 +1,7 @@
 """Rules in a namespace: whole or not at all, and nobody else's touched."""
 
 import json
+import sys
 
 import pytest
 import vnetbed
@@ -210,11 +211,29 @@ def test_down_leaves_a_sysctl_that_was_changed_after_us(node):
 
 
 def test_two_ups_at_once_end_with_one_set_of_rules(node):
-    import sys
-
-    env = dict(node.env, PYTHONPATH=":".join([str(vnetbed._PY), *sys.path]))
+    env = dict(node.env, PYTHONPATH=":".join([str(vnetbed.PY), *sys.path]))
     argv = (sys.executable, "-m", "vnetbed", "up", "nft")
     running = [node.ns.popen(*argv, env=env) for _ in range(4)]
     assert [process.wait(60) for process in running] == [0, 0, 0, 0]
     assert saved(node, "nft").count("-A INPUT -j VNET-INPUT") == 1
     assert not (node.base / "run" / "journal").exists()
+
+
+def test_the_second_witness_tells_when_a_legacy_table_holds_something_else(node):
+    node.rules_up("legacy")
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from vnet import readback\n"
+        "print(*readback.compare([4, 6], sys.argv[1]), sep='\\n')\n"
+    )
+
+    def witness(body):
+        done = node.ns.run(sys.executable, "-c", code, body, str(vnetbed.PY), *sys.path)
+        return done.stdout.splitlines()
+
+    assert witness(vnetbed.BODY) == ["[]", ""]
+    words, trouble = witness("-j MARK --set-xmark 0x8/0xffff")
+    assert trouble == ""
+    assert "IPv4" in words
+    assert "IPv6" in words
+    assert "0x7/0xffff" in words
