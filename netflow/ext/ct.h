@@ -96,7 +96,7 @@ size_t ct_get_request(const struct ct_batch *b, uint32_t row, uint32_t seq,
  * (-EAGAIN: nothing there, -EINTR: a signal came first); *what sums up what
  * ct_decode() said. Datagrams that the kernel did not send are dropped.
  * Returns 0 at once if the batch cannot hold a bufferful: at least
- * len / 56 + 1 rows must be free.
+ * len / 44 + 1 rows must be free.
  */
 ssize_t ct_recv_decode(int fd, void *buf, size_t len, struct ct_batch *out,
 		       struct ct_decoded *what);

@@ -21,7 +21,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sanitized")
-    subprocess.run(["make", "-s", "-C", FUZZ, "replay", f"OUT={out}", f"CC={CLANG}"], check=True)
+    subprocess.run(
+        ["make", "-s", "-j2", "-C", FUZZ, "replay", f"OUT={out}", f"CC={CLANG}"], check=True
+    )
     return out
 
 
