@@ -102,11 +102,12 @@ def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
     """Put a ``tool`` into ``directory`` that does ``what`` at its n-th call.
 
     ``what``: fail; or WHEN-WHOM, where WHEN is before or after the real tool
-    has run and WHOM, killed with -9, is worker, guard or both.
+    has run and WHOM, killed with -9, is worker, guard or both; or WHEN-WHOM-TERM,
+    which asks them to stop and then hangs.
     """
     directory.mkdir(parents=True, exist_ok=True)
     real = shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    when, _, whom = what.partition("-")
+    when, whom, signal_ = (*what.split("-"), "", "", "")[:3]
     victims = {
         "worker": "$PPID",
         "guard": "$(cut -d' ' -f4 /proc/$PPID/stat)",
@@ -115,7 +116,8 @@ def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
     act = "echo 'refused by the test' >&2; exit 4"
     if whom:
         first = f'{real} "$@"' if when == "after" else ":"
-        act = f"{first}\nkill -9 {victims[whom]}\nexit 0"
+        act = f"{first}\nkill -{signal_ or 'KILL'} {victims[whom]}\n"
+        act += "exec sleep 600" if signal_ else "exit 0"
     (directory / tool).write_text(f"""#!/bin/sh
 echo x >>{directory}/{tool}.calls
 if [ $(wc -l <{directory}/{tool}.calls) = {call} ]; then

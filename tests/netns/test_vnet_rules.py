@@ -174,6 +174,17 @@ def test_a_repair_killed_half_way_goes_back_to_the_damaged_node_not_to_none(node
         until(lambda: node.fingerprint() == before, what="back to what was there")
 
 
+@pytest.mark.parametrize("whom", ["worker", "guard"])
+def test_an_up_that_is_asked_to_stop_undoes_all_and_says_so(node, whom):
+    theirs(node, "nft")
+    before = node.fingerprint()
+    tools = vnetbed.shim(node.base / "tools", "ip6tables-nft-restore", f"after-{whom}-TERM")
+    stopped = node.rules_up("nft", check=False, path=tools)
+    assert stopped.returncode == 1
+    assert "interrupted; what it had done is undone" in stopped.stderr
+    assert node.fingerprint() == before
+
+
 def test_up_in_the_other_variant_moves_the_rules(node):
     node.rules_up("nft")
     node.rules_up("legacy")
