@@ -197,6 +197,7 @@ def _collect(
                 do_what_is_due(state)
     finally:
         systemd.notify("STOPPING=1")
+        fresh.end(state.fresh)
         server.stop(serving)
     finish(state)
 

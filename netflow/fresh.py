@@ -18,6 +18,7 @@ class Fresh:
     bell: socket.socket
     as_of: int = 0
     wanted: int = 0
+    ended: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -32,7 +33,7 @@ def wait(fresh: Fresh, goal: int) -> int:
             # A full bell has been rung already.
             with suppress(BlockingIOError):
                 fresh.bell.send(b"\0")
-            fresh.changed.wait_for(lambda: fresh.as_of >= goal, PATIENCE)
+            fresh.changed.wait_for(lambda: fresh.ended or fresh.as_of >= goal, PATIENCE)
         return fresh.as_of
 
 
@@ -46,4 +47,11 @@ def reached(fresh: Fresh, as_of: int) -> None:
     """Called by the collector: everything up to then is committed."""
     with fresh.changed:
         fresh.as_of = max(fresh.as_of, as_of)
+        fresh.changed.notify_all()
+
+
+def end(fresh: Fresh) -> None:
+    """Called by the collector: nobody need wait any more."""
+    with fresh.changed:
+        fresh.ended = True
         fresh.changed.notify_all()

@@ -211,13 +211,10 @@ def new_table() -> Table:
 
 
 def print_table(table: Table) -> None:
-    """To a terminal at its width; to a file or pipe as wide as it needs."""
+    """As wide as it needs: a cut address is no answer, a wrapped line is one."""
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(table, soft_wrap=False)
+    Console(markup=False, highlight=False, emoji=False, width=10_000).print(table)
 
 
 def show_status(status: dict[str, Any], as_json: bool) -> None:

@@ -6,6 +6,7 @@ is dropped after a while. See netflow.wire for what goes over the socket.
 
 from __future__ import annotations
 
+import errno
 import grp
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import time_ns
+from time import monotonic, sleep, time_ns
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 20.0
 """Seconds a client may take to send its request, or to read a part of the answer."""
+MAX_SECONDS = 600.0
+"""For a whole answer: while it goes on, the store cannot be tidied."""
 MAX_CLIENTS = 16
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Linux 4.13
@@ -123,8 +126,12 @@ def _accept(server: Server) -> None:
     while True:
         try:
             client, _ = server.listener.accept()
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EBADF):
+                return  # stop() has shut the listener down
+            _log.warning("cannot take a question: %s", error)
+            sleep(0.1)
+            continue
         client.settimeout(PATIENCE)
         with server.lock:
             server.threads = [t for t in server.threads if t.is_alive()]
@@ -227,10 +234,13 @@ def _answer(
     answers: Answers, cursor: duckdb.DuckDBPyConnection, request: Request, client: socket.socket
 ) -> None:
     out = bytearray()
+    deadline = monotonic() + MAX_SECONDS
 
     def put(line: Any) -> None:
         out.extend(encode(line))
         if len(out) >= _FLUSH:
+            if monotonic() > deadline:
+                raise TimeoutError(f"not through after {MAX_SECONDS} seconds")
             client.sendall(out)
             out.clear()
 
