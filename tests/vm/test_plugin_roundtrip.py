@@ -223,7 +223,7 @@ def test_python_iptables_reads_both_revisions_and_writes_stock_rules(ns):
     for command in ("iptables-legacy", "ip6tables-legacy"):
         ns.run(command, "-t", "mangle", "-A", "OUTPUT", "-j", "MARK", COPY_XID, env=ours())
         ns.run(command, "-t", "mangle", "-A", "OUTPUT", "-j", "MARK", "--or-mark", "2", env=ours())
-    done = ns.run(sys.executable, "-c", PYTHON, env=ours())
+    done = ns.run(sys.executable, "-c", PYTHON, env=ours(), timeout=200)
     expected = [
         [{"copy-xid": []}, 128],
         [{"set-xmark": ["0x2/0x2"]}, 2],
