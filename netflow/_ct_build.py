@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from cffi import FFI  # type: ignore[import-untyped]
+from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 EXT = Path("netflow/ext")  # relative: setuptools wants it so, and builds in the root
