@@ -38,6 +38,21 @@ def test_both_ends_of_tcp_count_the_same_bytes_for_each_connection(peers, slices
         assert {f["end"] for f in client.flows()} == {"fin"}
 
 
+def test_a_server_goes_on_while_nobody_reads_its_report(peers):
+    with (
+        apps.start(peers.peer, "tcp-server", bind=peers.link.b4, connections=1500) as server,
+        apps.start(
+            *(peers.node, "tcp-client"),
+            to=peers.link.b4,
+            port=server.port,
+            connections=1500,
+            send=10,
+        ) as client,
+    ):
+        assert client.result()["sent"] == server.result()["received"] == 15_000
+        assert len(server.flows()) == 1500
+
+
 def test_a_client_can_end_with_a_reset(peers, address):
     with (
         apps.start(peers.peer, "tcp-server", bind=address, request=10, reply=20) as server,

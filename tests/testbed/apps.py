@@ -1,10 +1,9 @@
 """Start the programs of testbed.traffic and read what they counted."""
 
 import json
-import os
-import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,12 @@ class App:
     process: subprocess.Popen[str]
     events: list[dict[str, Any]] = field(default_factory=list)
     noise: list[str] = field(default_factory=list)
-    _rest: bytes = b""
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Read as it comes: a program whose pipe is full stands still.
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:
         """The first event of that name, waited for up to timeout seconds.
@@ -37,14 +41,16 @@ class App:
         """
         deadline = time.monotonic() + timeout
         while True:
-            for seen in self.events:
-                if seen["event"] == name:
-                    return seen
-            if not self._read(deadline):
+            over = not self.reader.is_alive()  # asked first, or its last words are missed
+            found = next((seen for seen in list(self.events) if seen["event"] == name), None)
+            if found:
+                return found
+            if over or time.monotonic() > deadline:
                 raise AssertionError(
                     f"{self.words}: no {name!r} within {timeout:g} s; it said:\n"
                     + "\n".join([*map(str, self.events[-5:]), *self.noise])
                 )
+            self.reader.join(0.005)
 
     @property
     def port(self) -> int:
@@ -74,22 +80,13 @@ class App:
         """What it counted for each connection or UDP peer, so far."""
         return [seen for seen in self.events if seen["event"] == "flow"]
 
-    def _read(self, deadline: float) -> bool:
-        """Take in more output; false at its end or after the deadline."""
+    def _read(self) -> None:
         assert self.process.stdout
-        fd = self.process.stdout.fileno()
-        with selectors.DefaultSelector() as poller:
-            poller.register(fd, selectors.EVENT_READ)
-            if not poller.select(max(0.0, deadline - time.monotonic())):
-                return False
-        data = os.read(fd, 1 << 20)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"{"):
+        for line in self.process.stdout:
+            if line.startswith("{"):
                 self.events.append(json.loads(line))
             else:
-                self.noise.append(line.decode(errors="replace"))
-        return bool(data)
+                self.noise.append(line.rstrip())
 
 
 @contextmanager
@@ -116,3 +113,4 @@ def start(
             yield app
         finally:
             process.kill()
+            app.reader.join()
