@@ -10,6 +10,7 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netlink.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -49,35 +50,68 @@ static void unnest(struct message *m, struct nlattr *nla)
 	nla->nla_len = (uint16_t)(m->data + m->at - (char *)nla);
 }
 
-static void put_tuple(struct message *m, unsigned int type, uint32_t src, uint32_t dst,
-		      uint16_t sport, uint16_t dport)
+/* What a busy host has: of four, two are TCP, one is UDP, one TCP over IPv6. */
+static const struct kind {
+	uint8_t family, proto;
+	uint16_t port;
+} kinds[] = {
+	{ AF_INET, IPPROTO_TCP, 443 }, { AF_INET, IPPROTO_TCP, 22 },
+	{ AF_INET, IPPROTO_UDP, 53 }, { AF_INET6, IPPROTO_TCP, 443 },
+};
+
+struct end {
+	uint32_t host;		/* in 10.0.0.0/8, or at the end of an IPv6 address */
+	uint16_t port;
+};
+
+static void put_address(struct message *m, const struct kind *k, unsigned int type,
+			uint32_t host)
+{
+	uint32_t v6[4] = { htonl(0x20010db8), 0, 0, htonl(host) };
+
+	host = htonl(0x0a000000 | host);
+	if (k->family == AF_INET)
+		put_attr(m, type, &host, sizeof(host));
+	else	/* CTA_IP_V6_SRC and _DST follow their IPv4 likes by 2 */
+		put_attr(m, type + 2, v6, sizeof(v6));
+}
+
+static void put_tuple(struct message *m, const struct kind *k, unsigned int type,
+		      struct end src, struct end dst)
 {
 	struct nlattr *tuple = nest(m, type), *inner = nest(m, CTA_TUPLE_IP);
-	uint8_t udp = 17;
+	uint16_t sport = htons(src.port), dport = htons(dst.port);
 
-	src = htonl(src);
-	dst = htonl(dst);
-	sport = htons(sport);
-	dport = htons(dport);
-	put_attr(m, CTA_IP_V4_SRC, &src, 4);
-	put_attr(m, CTA_IP_V4_DST, &dst, 4);
+	put_address(m, k, CTA_IP_V4_SRC, src.host);
+	put_address(m, k, CTA_IP_V4_DST, dst.host);
 	unnest(m, inner);
 	inner = nest(m, CTA_TUPLE_PROTO);
-	put_attr(m, CTA_PROTO_NUM, &udp, 1);
+	put_attr(m, CTA_PROTO_NUM, &k->proto, 1);
 	put_attr(m, CTA_PROTO_SRC_PORT, &sport, 2);
 	put_attr(m, CTA_PROTO_DST_PORT, &dport, 2);
 	unnest(m, inner);
 	unnest(m, tuple);
 }
 
-/* One entry: 10.0.0.0/8 by number, port 53, an hour to live, owner 0x101. */
+static void put_state(struct message *m)
+{
+	struct nlattr *info = nest(m, CTA_PROTOINFO), *tcp = nest(m, CTA_PROTOINFO_TCP);
+	uint8_t established = 3;
+
+	put_attr(m, CTA_PROTOINFO_TCP_STATE, &established, 1);
+	unnest(m, tcp);
+	unnest(m, info);
+}
+
+/* Entry n: a host of its own for every 4, an hour to live, owner 0x101. */
 static void put_entry(struct message *m, uint32_t n)
 {
+	const struct kind *k = &kinds[n % 4];
 	uint32_t timeout = htonl(3600), mark = htonl(0x101);
 	uint32_t status = htonl(IPS_CONFIRMED | IPS_SEEN_REPLY | IPS_ASSURED);
-	uint32_t src = 0x0a000000 + n % 60000, dst = 0xc0000200;
-	uint16_t sport = (uint16_t)(1024 + n / 60000);
-	struct nfgenmsg gen = { AF_INET, NFNETLINK_V0, 0 };
+	struct end client = { 0x10000 + n / 4, (uint16_t)(20000 + n % 40000) };
+	struct end server = { 1, k->port };
+	struct nfgenmsg gen = { k->family, NFNETLINK_V0, 0 };
 	size_t from = m->at;
 	struct nlmsghdr nlh = {
 		.nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW,
@@ -86,11 +120,13 @@ static void put_entry(struct message *m, uint32_t n)
 
 	put(m, &nlh, sizeof(nlh));
 	put(m, &gen, sizeof(gen));
-	put_tuple(m, CTA_TUPLE_ORIG, src, dst, sport, 53);
-	put_tuple(m, CTA_TUPLE_REPLY, dst, src, 53, sport);
+	put_tuple(m, k, CTA_TUPLE_ORIG, client, server);
+	put_tuple(m, k, CTA_TUPLE_REPLY, server, client);
 	put_attr(m, CTA_STATUS, &status, 4);
 	put_attr(m, CTA_TIMEOUT, &timeout, 4);
 	put_attr(m, CTA_MARK, &mark, 4);
+	if (k->proto == IPPROTO_TCP)
+		put_state(m);
 	nlh.nlmsg_len = (uint32_t)(m->at - from);
 	memcpy(m->data + from, &nlh, sizeof(nlh));
 }
