@@ -129,6 +129,9 @@ def run(options: Options) -> int:
         # The store is whole up to the last commit; a new collector goes on from there.
         _log.error("cannot write to %s: %s", options.store, str(error).splitlines()[0])
         return 1
+    except OSError as error:
+        _log.error("cannot go on: %s", error)
+        return 1
     return 0
 
 
@@ -176,30 +179,39 @@ def _collect(
         since=time_ns(),
     )
     state.caught_up = state.since
-    resume(state)
-    serving = server.start(options.socket, options.group, _answers(state))
-    systemd.notify(f"READY=1\nSTATUS={len(state.table)} live connections")
-    _log.info("collecting into %s, asked at %s", options.store, options.socket)
     try:
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(state.events, selectors.EVENT_READ)
-            waiting.register(bell, selectors.EVENT_READ)
-            alive_every = systemd.watchdog()
-            while not stopping.asked:
-                pause = _next(state) - monotonic()
-                if alive_every:
-                    pause = min(pause, alive_every)
-                    systemd.notify("WATCHDOG=1")
-                for key, _ in waiting.select(max(0.0, pause)):
-                    if key.fileobj is bell:
-                        bell.recv(4096)
-                take_events(state, _ROUNDS)
-                do_what_is_due(state)
+        resume(state)
+        serving = server.start(options.socket, options.group, _answers(state))
+        systemd.notify(f"READY=1\nSTATUS={len(state.table)} live connections")
+        _log.info("collecting into %s, asked at %s", options.store, options.socket)
+        try:
+            _follow(state, bell, stopping)
+        finally:
+            systemd.notify("STOPPING=1")
+            fresh.end(state.fresh)
+            server.stop(serving)
+        finish(state)
     finally:
-        systemd.notify("STOPPING=1")
-        fresh.end(state.fresh)
-        server.stop(serving)
-    finish(state)
+        state.events.close()
+        state.requests.close()
+
+
+def _follow(state: State, bell: socket.socket, stopping: Stopping) -> None:
+    """The loop: until a signal, whatever comes and whatever is due."""
+    alive_every = systemd.watchdog()
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(state.events, selectors.EVENT_READ)
+        waiting.register(bell, selectors.EVENT_READ)
+        while not stopping.asked:
+            pause = _next(state) - monotonic()
+            if alive_every:
+                pause = min(pause, alive_every)
+                systemd.notify("WATCHDOG=1")
+            for key, _ in waiting.select(max(0.0, pause)):
+                if key.fileobj is bell:
+                    bell.recv(4096)
+            take_events(state, _ROUNDS)
+            do_what_is_due(state)
 
 
 # -- the kernel's messages ---------------------------------------------------------

@@ -7,7 +7,17 @@ import time
 from contextlib import closing
 
 import pytest
-from netflowbed import NETFLOW, accounting, as_uid, collector, connmark, counted, launch, sums
+from netflowbed import (
+    NETFLOW,
+    accounting,
+    as_uid,
+    collector,
+    connmark,
+    counted,
+    launch,
+    spread,
+    sums,
+)
 from testbed.apps import start
 from testbed.net import HERE
 from testbed.poll import until
@@ -24,6 +34,7 @@ NOBODY = 64999  # a uid and gid that nobody has
 def node(ns):
     """A namespace whose connections are counted, owned by A."""
     accounting(ns)
+    ns.sysctl(net__netfilter__nf_conntrack_udp_timeout=600)
     connmark(ns, A)
     return ns
 
@@ -113,6 +124,34 @@ def test_an_active_query_and_the_next_do_not_count_twice(node, sink, tmp_path):
             datagrams(node, 2, 4000)
             assert sums(flows.records())[0] == 2 * n
             assert sums(flows.records())[0] == 2 * n
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    HERE.run("mount", "-t", "tmpfs", "-o", "size=3m", "small", str(where))
+    yield where
+    HERE.run("umount", "-l", str(where))
+
+
+def test_a_full_disk_ends_the_collector_and_leaves_the_store_whole(node, sink, small_disk):
+    with collector(node, small_disk) as flows:
+        datagrams(node, 5, 4000)
+        assert sums(flows.records())[0] == 5
+        (small_disk / "ballast").write_bytes(bytes(2_400_000))
+        spread(node, 20_000)
+        assert flows.process.wait(60) == 1
+        assert "cannot write to" in log(small_disk)
+        assert "Traceback" not in log(small_disk)
+    (small_disk / "ballast").unlink()
+    HERE.run("mount", "-o", "remount,size=200m", str(small_disk))
+    with collector(node, small_disk) as flows:
+        assert sums(flows.records(sport=[4000])) == counted(
+            node, "-p", "udp", "--orig-port-src", "4000"
+        )
+        assert [gap.what for gap in flows.ask()[1]] == ["not-running"]
 
 
 @pytest.mark.parametrize("setting", ["acct", "timestamp", "events"])
