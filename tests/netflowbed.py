@@ -85,8 +85,8 @@ class Collector:
         return int(re.search(rf"^{key}:\s+(\d+) kB", text, re.M)[1])
 
 
-def launch(ns: Namespace, base: Path, *options: str) -> Collector:
-    """Start ``netflow collect`` without waiting for it."""
+def launch(ns: Namespace, base: Path, *options: str, under: tuple[str, ...] = ()) -> Collector:
+    """Start ``netflow collect``, perhaps under a program, without waiting for it."""
     env = {
         "NETFLOW_STORE": str(base / "flows.duckdb"),
         "NETFLOW_SOCKET": str(base / "query.sock"),
@@ -95,7 +95,7 @@ def launch(ns: Namespace, base: Path, *options: str) -> Collector:
     }
     log = (base / "collector.log").open("a")
     with log:
-        process = ns.popen(*NETFLOW, "collect", *options, env=env, stdout=log, stderr=log)
+        process = ns.popen(*under, *NETFLOW, "collect", *options, env=env, stdout=log, stderr=log)
     return Collector(ns, base, process)
 
 

@@ -1,15 +1,18 @@
 """The collector's life: stops, kills, restarts, refusals and clients that misbehave."""
 
 import os
+import re
 import signal
 import socket
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from netflowbed import (
     NETFLOW,
     accounting,
+    answers,
     as_uid,
     collector,
     connmark,
@@ -124,6 +127,28 @@ def test_an_active_query_and_the_next_do_not_count_twice(node, sink, tmp_path):
             datagrams(node, 2, 4000)
             assert sums(flows.records())[0] == 2 * n
             assert sums(flows.records())[0] == 2 * n
+
+
+def test_it_needs_no_capability_but_net_admin(node, sink, tmp_path):
+    words = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", "--")
+    flows = launch(node, tmp_path, under=words)
+    try:
+        until(lambda: answers(flows), 30)
+        status = Path(f"/proc/{flows.process.pid}/status").read_text()
+        assert re.search(r"^CapEff:\s+0*1000$", status, re.M)
+        datagrams(node, 5, 4000)
+        assert sums(flows.records())[0] == 5
+        assert flows.stop() == 0
+    finally:
+        flows.process.kill()
+        flows.process.wait()
+
+
+def test_without_net_admin_it_says_so(node, tmp_path):
+    words = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
+    refused = launch(node, tmp_path, under=words)
+    assert refused.process.wait(30) == 1
+    assert "CAP_NET_ADMIN is needed" in log(tmp_path)
 
 
 @pytest.fixture
