@@ -71,9 +71,9 @@ class Result:
     counters: dict[str, int] = field(default_factory=dict)
 
 
-def run(*argv: str, stdin: str | None = None) -> str:
+def run(*argv: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command; its standard output, or an error that shows what it said."""
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         sys.exit(f"{' '.join(argv)}: {done.returncode}\n{stdin or ''}{done.stdout}{done.stderr}")
     return done.stdout
@@ -90,8 +90,16 @@ def no_rules() -> None:
 
 
 def xtables(home: str, text: str) -> None:
-    """Put rules into mangle, in the legacy or the nft variant."""
-    run(f"iptables-{home}-restore", "--noflush", stdin=f"*mangle\n{text}COMMIT\n")
+    """Put rules into mangle, in the legacy or the nft variant.
+
+    Our plugin is shown only where it is needed: stock rules are to be stock's own.
+    """
+    env = None
+    if "--copy-xid" in text:
+        from vnet.rules import environment
+
+        env = environment()
+    run(f"iptables-{home}-restore", "--noflush", stdin=f"*mangle\n{text}COMMIT\n", env=env)
 
 
 def base_chain(hook: str) -> str:
@@ -298,6 +306,8 @@ def main() -> None:
     ask.add_argument("--only", default="", help="only rules that contain this, and the baselines")
     args = ask.parse_args()
     set_up(args.pktcost)
+    # x_tables asks for no module where any revision of a target is there, ours for one.
+    run("modprobe", "xt_mark")
     if args.module:
         needs = run("modinfo", "-F", "depends", str(args.module)).strip().split(",")
         run("modprobe", "-a", *needs)
@@ -305,9 +315,6 @@ def main() -> None:
     elif not args.stock:
         run("modprobe", "xt_copyxid")
     if not args.stock:
-        from vnet.rules import environment
-
-        os.environ |= environment()  # where the plugin is
         # Does it answer, and does the plugin? Better known now than after minutes.
         fill(1)
         for home in ("legacy", "nft"):

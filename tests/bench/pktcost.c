@@ -301,21 +301,25 @@ static uint64_t turns(void)
 	return now() - t;
 }
 
+/* A buffer that grows by itself settles somewhere else in each connection. */
+static int fixed_buffer(int fd)
+{
+	int one = 1, size = 1 << 16;
+
+	MUST(setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof(one)));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size)));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)));
+	return fd;
+}
+
 static int tcp_server(const char *ip, uint16_t port)
 {
 	int l;
 
 	enter(rx_cgroup);
-	l = bound(SOCK_STREAM, ip, port);
+	l = fixed_buffer(bound(SOCK_STREAM, ip, port));
 	MUST(listen(l, 8));
 	return l;
-}
-
-static void no_delay(int fd)
-{
-	int one = 1;
-
-	MUST(setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof(one)));
 }
 
 /* An established TCP connection: a turn is one packet in and one out. */
@@ -324,11 +328,9 @@ static void tcp_in_open(void)
 	int l = tcp_server(HERE, 41006);
 
 	go_there();
-	tx = bound(SOCK_STREAM, THERE, 41007);
+	tx = fixed_buffer(bound(SOCK_STREAM, THERE, 41007));
 	join(tx, HERE, 41006);
 	rx = MUST(accept(l, NULL, NULL));
-	no_delay(tx);
-	no_delay(rx);
 }
 
 /* A TCP handshake, counted as one: SYN and ACK come in, SYN-ACK goes out. */
@@ -380,11 +382,9 @@ static void tcp_lo_open(void)
 	int l = tcp_server("127.0.0.1", 41006);
 
 	enter(tx_cgroup);
-	tx = bound(SOCK_STREAM, "127.0.0.1", 41007);
+	tx = fixed_buffer(bound(SOCK_STREAM, "127.0.0.1", 41007));
 	join(tx, "127.0.0.1", 41006);
 	rx = MUST(accept(l, NULL, NULL));
-	no_delay(tx);
-	no_delay(rx);
 }
 
 static const struct path {

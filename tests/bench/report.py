@@ -170,20 +170,30 @@ def both_hooks(figures: Figures) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure, its bound, and whether it holds."""
+    """A bound, and what was measured over each of the baselines."""
 
     what: str
-    value: float
     bound: float
+    over: dict[str, float]
     unit: str = ""
 
-    @property
-    def reached(self) -> bool:
-        return self.value <= self.bound
+    def verdict(self, baseline: str) -> str:
+        if baseline not in self.over:
+            return ""
+        value = self.over[baseline]
+        word = "reached" if value <= self.bound else "**not reached**"
+        return f"{value:,.0f}{self.unit}, {word}"
+
+
+BASELINES = {
+    "over the empty table": (EMPTY, 0),
+    "over a rule without a target": (BARE, 1),
+    "over stock MARK": (SET_MARK, 1),
+}
 
 
 def goals(figures: Figures) -> Iterator[Goal]:
-    """The goals that the figures can be held against, each over both baselines."""
+    """The goals, each over every baseline: the first of them is what was asked for."""
     for home in ("legacy", "nft"):
         for title, path, hooks, bound in (
             ("out, UDP", "udp-out", OUT, 100),
@@ -191,32 +201,28 @@ def goals(figures: Figures) -> Iterator[Goal]:
             ("in, connected UDP", "udp-in", IN, 60),
         ):
             whole = figures.get(home, hooks, COPY_XID, 10_000, path)
-            for baseline, rules, n in (
-                ("the empty table", EMPTY, 0),
-                ("a rule without a target", BARE, 1),
-                ("stock MARK", SET_MARK, 1),
-            ):
+            over = {}
+            for baseline, (rules, n) in BASELINES.items():
                 base = figures.get(home, hooks, rules, n, path)
                 if whole is not None and base is not None:
-                    yield Goal(f"{title}, {home}, over {baseline}", whole - base, bound)
+                    over[baseline] = whole - base
+            if over:
+                yield Goal(f"{home}: {title}", bound, over)
         least, most = (figures.get(home, OUT, COPY_XID, n, "udp-out") for n in (1, 10_000))
         empty = figures.get(home, OUT, EMPTY, 0, "udp-out")
         if least and most and empty:
             growth = 100 * abs(most - least) / (least - empty)
-            yield Goal(f"out, {home}, from 1 to 10,000 slices", growth, 2, " %")
+            yield Goal(
+                f"{home}: out, from 1 to 10,000 slices", 2, {"over the empty table": growth}, " %"
+            )
 
 
 def goal_table(found: list[Goal]) -> str:
     rows = [
-        [
-            goal.what,
-            f"{goal.value:,.0f}{goal.unit}",
-            f"at most {goal.bound:,.0f}{goal.unit}",
-            "reached" if goal.reached else "not reached",
-        ]
+        [goal.what, f"{goal.bound:,.0f}{goal.unit}", *(goal.verdict(b) for b in BASELINES)]
         for goal in found
     ]
-    return table(["`--copy-xid`", "measured", "goal", ""], rows)
+    return table(["`--copy-xid`", "at most", *BASELINES], rows)
 
 
 def packets(figures: Figures, series: str) -> str:
@@ -291,8 +297,8 @@ def main() -> None:
             page = put(page, f"packets {series}", packets(figures, series))
             print(f"{figures.machine['kernel']}:")
             for goal in goals(figures):
-                word = "reached" if goal.reached else "NOT reached"
-                print(f"  {goal.what}: {goal.value:.0f}{goal.unit} of {goal.bound:.0f}: {word}")
+                for baseline in goal.over:
+                    print(f"  {goal.what}, {baseline}: {goal.verdict(baseline)}, of {goal.bound}")
     source = ROOT / "build/bench/dump.json"
     if source.exists():
         page = put(page, "dump", dump(source))
