@@ -146,6 +146,8 @@ def killed(node: Node, variant: str, step: int, whom: str) -> int:
         add(self, name, **how)
         seen.append(name)
         if len(seen) == step:
+            if whom == "both":  # or it would begin to undo when the guard dies
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             for pid in {"worker": (), "guard": (os.getppid(),), "both": (os.getppid(),)}[whom]:
                 os.kill(pid, signal.SIGKILL)
             if whom != "guard":

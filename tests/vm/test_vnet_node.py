@@ -15,7 +15,7 @@ from testbed import cgroup, net
 from testbed.net import HERE
 from testbed.poll import until
 
-from vnet import copyxid, module, nftables, rules, status, steps, sysctls
+from vnet import copyxid, guard, module, nftables, rules, status, steps, sysctls
 from vnet import node as nodes
 
 pytestmark = pytest.mark.vm
@@ -96,6 +96,7 @@ def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, variant, whom
     for step in range(1, len(STEPS) + 1):
         vnetbed.killed(node, variant, step, whom)
         if whom == "both":
+            until(lambda: not guard.busy(node.paths), what="the worker is dead too")
             assert "killed half-way" in str(status.look(node.paths).differences)
             nodes.down(node.paths)
         until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
@@ -118,6 +119,7 @@ def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, w
     for step in range(1, 5):
         vnetbed.killed(node, "nft", step, whom)
         if whom == "both":
+            until(lambda: not guard.busy(node.paths), what="the worker is dead too")
             assert steps.undo(node.paths)
         until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
         assert glance(node, "nft") == before

@@ -140,6 +140,7 @@ def _work(guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], 
         except BaseException as error:
             for number in _STOPS:
                 signal.signal(number, signal.SIG_IGN)
+            _end_children()
             result = _report(error, undo)
         with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as out:
             out.write(json.dumps(result).encode())
@@ -164,6 +165,18 @@ def _report(error: BaseException, undo: Callable[[], None]) -> Result:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
     raise errors.Interrupted("the command was interrupted; what it had done is undone")
+
+
+def _end_children() -> None:
+    """End a modprobe or iptables-restore that the interrupt left running.
+
+    A signal that comes while subprocess starts one leaves it without a keeper.
+    All of them are in our group, and we ignore the signal.
+    """
+    os.killpg(0, signal.SIGTERM)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _end_group(group: int) -> None:
