@@ -31,8 +31,10 @@ _MODULES = (
 
 
 def load() -> None:
-    """Load the module unless it is there."""
-    subprocess.run(["modprobe", "-a", *_MODULES], check=True)
+    """Load the module, and what the tests need beside it."""
+    missing = [name for name in _MODULES if not Path("/sys/module", name).exists()]
+    if missing:
+        subprocess.run(["modprobe", "-a", *missing], check=True)
 
 
 @cache
@@ -58,6 +60,15 @@ def python(ns: net.Namespace, code: str, *argv: str, slice: cgroup.Cgroup | None
     return ns.run(
         sys.executable, "-I", "-S", "-c", "import socket, sys\n" + code, *argv, cgroup=slice
     )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What takes long to set up."""
+
+    node: net.Namespace
+    peer: net.Namespace
+    link: net.Link
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
 """Fixtures of the module's own tests; a plugin of their files (``pytest_plugins``)."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
-from module_bed import COPY, XID_A, XID_B, Bed, load, xtables_libdir
+from module_bed import COPY, XID_A, XID_B, Bed, Stage, load, xtables_libdir
 from testbed import cgroup, net
 
 from vnet import copyxid
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def module() -> Iterator[copyxid.Module]:
-    """The loaded module."""
+    """The module, loaded by now."""
     load()
     with copyxid.connect() as connection:
         yield connection
@@ -26,23 +26,53 @@ def table(module: copyxid.Module) -> Iterator[copyxid.Module]:
     module.flush()
 
 
-@pytest.fixture
-def bare(table: copyxid.Module) -> Iterator[Bed]:
-    """The bed without any rule."""
+@contextmanager
+def _stage() -> Iterator[Stage]:
+    with net.namespace("node") as node, net.namespace("peer") as peer, net.veth(node, peer) as link:
+        yield Stage(node, peer, link)
+
+
+@contextmanager
+def _bed(stage: Stage, table: copyxid.Module) -> Iterator[Bed]:
     with ExitStack() as stack:
-        node = stack.enter_context(net.namespace("node"))
-        peer = stack.enter_context(net.namespace("peer"))
-        link = stack.enter_context(net.veth(node, peer))
         a = stack.enter_context(cgroup.cgroup())
         b = stack.enter_context(cgroup.cgroup())
         assert table.set_many({a.id: XID_A, b.id: XID_B}) == {}
-        yield Bed(node, peer, link, a, b, table)
+        yield Bed(stage.node, stage.peer, stage.link, a, b, table)
+
+
+def _add_rules(stage: Stage) -> None:
+    rules = f"*mangle\n-A INPUT {COPY}\n-A POSTROUTING {COPY}\nCOMMIT\n"
+    for tool in ("iptables-legacy-restore", "ip6tables-legacy-restore"):
+        stage.node.run(tool, input=rules, env={"XTABLES_LIBDIR": xtables_libdir()})
 
 
 @pytest.fixture
-def bed(bare: Bed) -> Bed:
-    """The bed with the rules that node init writes."""
-    rules = f"*mangle\n-A INPUT {COPY}\n-A POSTROUTING {COPY}\nCOMMIT\n"
-    for tool in ("iptables-legacy-restore", "ip6tables-legacy-restore"):
-        bare.node.run(tool, input=rules, env={"XTABLES_LIBDIR": xtables_libdir()})
+def bare(table: copyxid.Module) -> Iterator[Bed]:
+    """A bed of its own, without any rule."""
+    with _stage() as stage, _bed(stage, table) as bed:
+        yield bed
+
+
+@pytest.fixture
+def own(bare: Bed) -> Bed:
+    """A bed of its own, with the rules that node init writes."""
+    _add_rules(Stage(bare.node, bare.peer, bare.link))
     return bare
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """Namespaces and rules that a file's tests share: they take seconds in a guest."""
+    load()
+    with _stage() as made:
+        _add_rules(made)
+        yield made
+
+
+@pytest.fixture
+def bed(stage: Stage, table: copyxid.Module) -> Iterator[Bed]:
+    """The bed with the rules that node init writes; nothing but those is kept."""
+    with _bed(stage, table) as made:
+        yield made
+        stage.node.run("conntrack", "-F")

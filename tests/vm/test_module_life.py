@@ -28,6 +28,7 @@ def unload() -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("variant", ["legacy", "nft"])
 def test_it_cannot_be_unloaded_while_a_rule_uses_it(variant):
     load()
+    until(lambda: users() == 0, what="no rule of another test")
     with net.namespace() as ns:
         iptables(ns, f"-t mangle -A INPUT {COPY}", f"iptables-{variant}")
         assert users() == 1
@@ -47,6 +48,7 @@ def test_it_unloads_with_a_full_table_and_comes_back_empty():
         groups = [stack.enter_context(cgroup.cgroup(parent=parent)) for _ in range(50)]
         with copyxid.connect() as module:
             assert module.set_many({group.id: 5 for group in groups}) == {}
+        until(lambda: users() == 0, what="no rule of another test")
         assert unload().returncode == 0
         assert not copyxid.present()
         load()

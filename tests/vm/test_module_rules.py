@@ -110,27 +110,27 @@ def test_a_changed_xid_is_used_at_once_also_by_old_sockets(bed: Bed):
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_is_forwarded_is_nobody_s(bed: Bed, family):
+def test_what_is_forwarded_is_nobody_s(own: Bed, family):
     """Even if a slice of this host sent it, from a namespace of its own."""
-    both(bed.node, f"-t mangle -A FORWARD {COPY}")
-    bed.node.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
-    with net.namespace("far") as far, net.veth(bed.node, far) as link:
+    both(own.node, f"-t mangle -A FORWARD {COPY}")
+    own.node.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
+    with net.namespace("far") as far, net.veth(own.node, far) as link:
         to, back = {4: (link.b4, link.a4), 6: (link.b6, link.a6)}[family]
-        bed.peer.run("ip", f"-{family}", "route", "add", to, "via", bed.here(family))
+        own.peer.run("ip", f"-{family}", "route", "add", to, "via", own.here(family))
         far.run("ip", f"-{family}", "route", "add", "default", "via", back)
         with (
-            nflog.capture(bed.node, hooks=("forward", "postrouting")) as log,
-            counted(bed) as gained,
-            apps.start(far, "udp-recv", bed.b, bind=to, reply=1) as echo,
+            nflog.capture(own.node, hooks=("forward", "postrouting")) as log,
+            counted(own) as gained,
+            apps.start(far, "udp-recv", own.b, bind=to, reply=1) as echo,
             apps.start(
-                bed.peer, "udp-send", bed.a, to=to, port=echo.port, count=2, expect=2
+                own.peer, "udp-send", own.a, to=to, port=echo.port, count=2, expect=2
             ) as sender,
         ):
             assert sender.result()["replies"] == 2
             seen = log.seen()
     for hook in ("forward", "postrouting"):
         assert marks(seen, hook, proto=UDP) == [0] * 4
-    assert bed.halves("-p", "udp") == [(0, 0)]
+    assert own.halves("-p", "udp") == [(0, 0)]
     assert gained["forwarded"] >= 8
 
 
@@ -178,19 +178,19 @@ def test_a_bridged_packet_s_foreign_socket_is_counted_and_not_used(bare: Bed):
     assert gained.keys() <= {"no-socket", "forwarded", "other-netns"}
 
 
-def test_untracked_packets_have_their_socket_s_owner(bed: Bed):
-    both(bed.node, "-t raw -A PREROUTING -j NOTRACK")
-    both(bed.node, "-t raw -A OUTPUT -j NOTRACK")
+def test_untracked_packets_have_their_socket_s_owner(own: Bed):
+    both(own.node, "-t raw -A PREROUTING -j NOTRACK")
+    both(own.node, "-t raw -A OUTPUT -j NOTRACK")
     with (
-        nflog.capture(bed.node) as log,
-        apps.start(bed.node, "udp-recv", bed.b, bind="0.0.0.0", count=1, reply=1) as echo,
-        apps.start(bed.peer, "udp-send", to=bed.here(4), port=echo.port, expect=1) as sender,
+        nflog.capture(own.node) as log,
+        apps.start(own.node, "udp-recv", own.b, bind="0.0.0.0", count=1, reply=1) as echo,
+        apps.start(own.peer, "udp-send", to=own.here(4), port=echo.port, expect=1) as sender,
     ):
         assert sender.result()["replies"] == 1
         seen = log.seen()
     assert marks(seen, "input", proto=UDP) == [XID_B]
     assert marks(seen, "postrouting", proto=UDP) == [XID_B]
-    assert bed.halves("-p", "udp") == []
+    assert own.halves("-p", "udp") == []
 
 
 @pytest.mark.parametrize("rule", [

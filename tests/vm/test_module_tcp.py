@@ -180,8 +180,8 @@ def test_time_wait_answers_in_its_former_owner_s_name(bed: Bed, family):
         client.result()
         fin = until(lambda: [s for s in log.seen() if s.prefix == "input" and "F" in s.tcp_flags])
         until(lambda: _over(log))
-        assert "TIME-WAIT" in bed.node.run("ss", "-tan").stdout.upper()
         sport, dport, seq, ack = rawpkt.segment(fin[-1].payload)
+        assert _waits(bed, dport)
         before = len(log.seen())
         with counted(bed) as gained:
             again = rawpkt.tcp(
@@ -193,6 +193,12 @@ def test_time_wait_answers_in_its_former_owner_s_name(bed: Bed, family):
             )
     assert [(s.tcp_flags, s.xid) for s in answer] == [("A", XID_A)]
     assert gained.keys() == {"in-conn", "out-conn"}
+
+
+def _waits(bed: Bed, port: int) -> bool:
+    """Whether a connection of that local port is in TIME_WAIT."""
+    found = bed.node.run("ss", "-tanH", "state", "time-wait", "sport", f"= :{port}").stdout
+    return bool(found.strip())
 
 
 def test_a_new_connection_over_a_time_wait_is_the_listener_s_from_its_syn(bed: Bed):
@@ -211,7 +217,7 @@ def test_a_new_connection_over_a_time_wait_is_the_listener_s_from_its_syn(bed: B
             server.process.wait(10)
             client.go()
             client.result()
-            until(lambda: "TIME-WAIT" in bed.node.run("ss", "-tan").stdout.upper())
+            until(lambda: _waits(bed, port))
         before = len(log.seen())
         with (
             apps.start(bed.node, "tcp-server", bed.b, bind=bed.here(4), port=port, reply=10),

@@ -95,6 +95,16 @@ static __always_inline struct hlist_head *copyxid_bucket(u64 id)
 	return &copyxid_buckets[hash_32((u32)id, COPYXID_HASH_BITS)];
 }
 
+/* The deepest level at which this cgroup may have an ancestor in the table. */
+static __always_inline unsigned long copyxid_first_level(const struct cgroup *c)
+{
+	unsigned int depth = c->level;
+
+	if (likely(depth < COPYXID_LEVEL_MAX))
+		return READ_ONCE(copyxid_deepest[depth]);
+	return READ_ONCE(copyxid_deepest[COPYXID_LEVEL_MAX]);
+}
+
 /*
  * The xid of a cgroup: that of its deepest ancestor in the table, itself
  * included; 0 if there is none. One probe per level in use, whatever the
@@ -102,10 +112,9 @@ static __always_inline struct hlist_head *copyxid_bucket(u64 id)
  */
 static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
 {
-	unsigned long level = min_t(unsigned int, cgrp->level,
-				    COPYXID_LEVEL_MAX);
+	unsigned long level;
 
-	for (level = READ_ONCE(copyxid_deepest[level]); level;
+	for (level = copyxid_first_level(cgrp); level;
 	     level = READ_ONCE(copyxid_deepest[level - 1])) {
 		u64 id = cgroup_id(cgrp->ancestors[level]);
 		const struct copyxid_slice *s;
@@ -154,14 +163,17 @@ static __always_inline unsigned int copyxid_shift(enum copyxid_end end)
 					   COPYXID_REPL_SHIFT;
 }
 
-/* Loaded as half: no shift, no mask. */
-static __always_inline u16 copyxid_half(const struct nf_conn *ct,
+/* Loaded as the half that it is: no shift, no mask. */
+static __always_inline u32 copyxid_half(const struct nf_conn *ct,
 					enum copyxid_end end)
 {
 	const u16 *halves = (const u16 *)&ct->mark;
 
 	BUILD_BUG_ON(COPYXID_ORIG_SHIFT != 0 || COPYXID_REPL_SHIFT != 16);
-	return READ_ONCE(halves[IS_ENABLED(CONFIG_CPU_BIG_ENDIAN) ? !end : end]);
+	if (IS_ENABLED(CONFIG_CPU_BIG_ENDIAN))
+		end = !end;
+	/* two loads at fixed places and a branch are shorter than one index */
+	return end ? READ_ONCE(halves[1]) : READ_ONCE(halves[0]);
 }
 
 /* -- owner.c --------------------------------------------------------------- */

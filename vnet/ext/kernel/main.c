@@ -140,7 +140,7 @@ out(struct sk_buff *skb, const struct nf_hook_state *state)
 	return out_owned(skb, state, net, sk, copyxid_sk_xid(sk));
 }
 
-/* All that the short cuts of in() leave over. */
+/* PREROUTING, and all that the short cuts of in() leave over. */
 static noinline unsigned int
 in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 {
@@ -195,6 +195,7 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 		      ct ? COPYXID_CNT_NO_SOCKET : COPYXID_CNT_NO_CONNTRACK);
 }
 
+/* INPUT: early demux has been here. */
 static __always_inline unsigned int
 in(struct sk_buff *skb, const struct nf_hook_state *state)
 {
@@ -223,8 +224,8 @@ in(struct sk_buff *skb, const struct nf_hook_state *state)
 	 * says, no more need be asked of it; else in_slow() asks.
 	 */
 	sk = skb->sk;
-	if (!sk || state->hook != NF_INET_LOCAL_IN ||
-	    sk->sk_state != TCP_ESTABLISHED || copyxid_sk_xid(sk) != half)
+	if (!sk || sk->sk_state != TCP_ESTABLISHED ||
+	    copyxid_sk_xid(sk) != half)
 		return in_slow(skb, state);
 	copyxid_count(net, COPYXID_CNT_IN_SOCKET);
 	return set_xid(skb, half);
@@ -240,10 +241,12 @@ static unsigned int copyxid_tg(struct sk_buff *skb,
 		skb->mark = (skb->mark & ~info->mask) ^ info->mark;
 		return XT_CONTINUE;
 	}
+	if (state->hook == NF_INET_LOCAL_IN)
+		return in(skb, state);
 	if (state->hook >= NF_INET_LOCAL_OUT)
 		return out(skb, state);
-	if (likely(state->hook != NF_INET_FORWARD))
-		return in(skb, state);
+	if (state->hook == NF_INET_PRE_ROUTING)
+		return in_slow(skb, state);
 	return nobody(skb, state, COPYXID_CNT_FORWARDED);
 }
 

@@ -173,13 +173,13 @@ static struct copyxid_found find_untracked(const struct sk_buff *skb,
 	if (state->pf == NFPROTO_IPV6) {
 		local->in6 = ipv6_hdr(skb)->daddr;
 		found.sk = nf_sk_lookup_slow_v6(state->net, skb, state->in);
-		found.put = found.sk;
+		found.put = !!found.sk;
 		return found;
 	}
 #endif
 	local->ip = ip_hdr(skb)->daddr;
 	found.sk = nf_sk_lookup_slow_v4(state->net, skb, state->in);
-	found.put = found.sk;
+	found.put = !!found.sk;
 	return found;
 }
 
