@@ -209,8 +209,8 @@ def main() -> None:
         facts = {
             "entries": options.entries,
             "rounds": options.rounds,
-            "entries_per_processor_second": {name: way.busy for name, way in found.items()},
-            "entries_per_second": {name: way.wall for name, way in found.items()},
+            "entries_per_s": {name: way.busy for name, way in found.items()},
+            "entries_per_s_by_the_wall": {name: way.wall for name, way in found.items()},
         }
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
