@@ -6,7 +6,9 @@ keeps a table it has read once. As a second witness it shares no code with
 iptables-save's text, by which ``rules`` compares.
 """
 
+import ctypes.util
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +18,20 @@ from vnet import rules
 
 def main(families: list[str]) -> None:
     """Print {family: {chain: [[target, {parameter: [value]}]]}}, of base chains their heads."""
+    _find_libraries_fast()
     json.dump({family: _read(family) for family in families}, sys.stdout)
+
+
+def _find_libraries_fast() -> None:
+    """Spare python-iptables ctypes' own search, which runs gcc and ld for what it does not find."""
+    listed = subprocess.run(
+        ["ldconfig", "-p"], capture_output=True, text=True, env=rules.environment()
+    ).stdout
+    known: dict[str, str] = {}
+    for line in listed.splitlines():
+        if match := re.match(r"\s+(lib(\S+?)\.so\S*) \(", line):
+            known.setdefault(match[2], match[1])
+    ctypes.util.find_library = known.get  # type: ignore[assignment]
 
 
 def _read(family: str) -> dict[str, list[list[Any]]]:
@@ -36,11 +51,15 @@ def _read(family: str) -> dict[str, list[list[Any]]]:
 
 def compare(families: list[rules.Family], body: str = rules.BODY) -> tuple[list[str], str]:
     """(differences from what was asked, why it could not be read if so)."""
+    env = rules.environment()
+    # Else it searches every library directory of the system for plugins.
+    env.setdefault("XTABLES_LIBDIR", ":".join(map(str, rules.system_directories())))
     done = subprocess.run(
         [sys.executable, "-m", "vnet.readback", *map(str, families)],
         capture_output=True,
         text=True,
-        env=rules.environment(),
+        env=env,
+        close_fds=False,  # see guard.lock
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
