@@ -152,6 +152,7 @@ def killed(node: Node, variant: str, step: int, whom: str) -> int:
                 os.kill(pid, signal.SIGKILL)
             if whom != "guard":
                 os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()  # the kernel tells us of the guard's death
 
     journal.Journal.add = deadly
     try:

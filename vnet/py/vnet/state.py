@@ -48,9 +48,14 @@ def dump(state: State) -> str:
     return msgspec.json.format(msgspec.json.encode(state)).decode() + "\n"
 
 
+def draft_of(path: Path) -> Path:
+    """Where ``replace`` writes first; stays behind if it is killed there."""
+    return path.with_name(f".{path.name}.new")
+
+
 def replace(path: Path, content: str, mode: int = 0o644) -> None:
     """Write a file so that a reader finds the old one or the new one, whole."""
-    draft = path.with_name(f".{path.name}.new")
+    draft = draft_of(path)
     with draft.open("w") as out:
         os.fchmod(out.fileno(), mode)
         out.write(content)

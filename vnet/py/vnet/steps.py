@@ -206,6 +206,7 @@ def _undo_rules(_paths: Paths, entry: Entry) -> None:
 
 
 def _undo_state(paths: Paths, entry: Entry) -> None:
+    state.draft_of(paths.state).unlink(missing_ok=True)
     if entry["before"] is None:
         paths.state.unlink(missing_ok=True)
     else:
