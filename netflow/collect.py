@@ -152,7 +152,7 @@ def _follow(state: State, options: Options, bell: socket.socket, stopping: Stopp
 
 
 def _fresh_at(state: State) -> float:
-    return state.dump_ended + feed.RESTING * state.dump_took
+    return state.dump_ended + feed.rest(state)
 
 
 def _next(state: State) -> float:

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic, time_ns
+from time import monotonic, thread_time, time_ns
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ HEARTBEAT = 5.0
 """Seconds between signs of life in an idle store: how exactly the end of a
 collector that was killed is known."""
 RESTING = 9
-"""How many times as long as a dump took nobody but the clock gets another one."""
+"""How many times as much as a dump cost passes before one may be had for the asking."""
 
 _ROWS = 8192
 _ASKED_AT_ONCE = 64
@@ -84,7 +84,8 @@ class State:
     loss: Loss | None = None
     dropped: int = 0
     received: int = 0
-    dump_took: float = 0.0
+    dump_cost: float = 0.0
+    dump_rows: int = 0
     dump_ended: float = 0.0
 
 
@@ -160,7 +161,7 @@ def dump(state: State, active: bool) -> bool:
     after it: an entry that went while it ran has told so in one of those, and
     what neither showed has ended unseen.
     """
-    began = monotonic()
+    began = thread_time()
     take_events(state, ROUNDS)
     as_of = state.caught_up
     whole = _read_dump(state, active)
@@ -170,12 +171,23 @@ def dump(state: State, active: bool) -> bool:
         while not state.table.sweep(time_ns(), state.buffers.flows):
             commit(state)
     state.dump_ended = monotonic()
-    state.dump_took = state.dump_ended - began
-    _log.debug("dump: %d live, %.0f ms", len(state.table), state.dump_took * 1e3)
+    state.dump_cost = thread_time() - began
+    state.dump_rows = len(state.table)
+    _log.debug("dump: %d live, %.0f ms of CPU", state.dump_rows, state.dump_cost * 1e3)
     if active:
         commit(state)
         fresh.reached(state.fresh, as_of)
     return whole and caught_up
+
+
+def rest(state: State) -> float:
+    """Seconds after a dump before the next one may be had for the asking.
+
+    By the processor's clock, since a busy machine makes dumps long but not
+    dear, and by how many connections are left of those that were in the last.
+    """
+    left = min(1.0, (len(state.table) + 1) / (state.dump_rows + 1))
+    return RESTING * state.dump_cost * left
 
 
 def _read_dump(state: State, active: bool, show: Callable[[ct.Batch], None] | None = None) -> bool:
@@ -245,7 +257,7 @@ def resync(state: State) -> None:
     """Read all entries; if nothing was lost meanwhile, the loss is over."""
     before = nfct.dropped(state.events)
     whole = dump(state, active=False)
-    state.due.resync = monotonic() + max(0.05, RESTING * state.dump_took)
+    state.due.resync = monotonic() + max(0.05, rest(state))
     if whole and nfct.dropped(state.events) == before:
         end_loss(state)
 
