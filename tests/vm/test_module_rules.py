@@ -116,6 +116,9 @@ def test_what_is_forwarded_is_nobody_s(own: Bed, family):
     own.node.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
     with net.namespace("far") as far, net.veth(own.node, far) as link:
         to, back = {4: (link.b4, link.a4), 6: (link.b6, link.a6)}[family]
+        # a router asks for neighbours from its link-local address, and not without one
+        for dev in (own.link.a_if, link.a_if):
+            own.node.run("ip", "addr", "add", "fe80::1/64", "dev", dev, "nodad")
         own.peer.run("ip", f"-{family}", "route", "add", to, "via", own.here(family))
         far.run("ip", f"-{family}", "route", "add", "default", "via", back)
         with (
@@ -160,7 +163,7 @@ def test_a_bridged_packet_s_foreign_socket_is_counted_and_not_used(bare: Bed):
             node.run("ip", "addr", "flush", "dev", link.a_if)
             node.run("ip", "link", "set", link.a_if, "master", "br0")
         node.run("ip", "link", "set", "br0", "up")
-        node.sysctl(net__bridge__bridge_nf_call_iptables=1)
+        node.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
         one.run("ip", "addr", "add", "10.88.0.1/24", "dev", left.b_if)
         two.run("ip", "addr", "add", "10.88.0.2/24", "dev", right.b_if)
         iptables(node, f"-t mangle -A POSTROUTING {COPY}")
