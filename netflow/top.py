@@ -72,10 +72,11 @@ def _repeat(
             writer.writerows(rows)
         else:
             put(_table(answer.header, rows, answer.trailer))
-        if output != "json" and told != [(gap.since, gap.what) for gap in answer.header.gaps]:
-            # While following, a gap is news once.
-            told = [(gap.since, gap.what) for gap in answer.header.gaps]
+        # While following, a gap is news once; the hour's edge moves on by itself.
+        gaps = [(g.what, g.since > answer.header.since and g.since) for g in answer.header.gaps]
+        if output != "json" and (follow is None or gaps != told):
             say_gaps(answer.header)
+        told = gaps
         if follow is None:
             return
         time.sleep(follow / SECOND)

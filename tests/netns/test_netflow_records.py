@@ -1,10 +1,23 @@
 """Flow records of real connections on the host kernel, marked by ordinary rules."""
 
+import signal
 import socket
+import subprocess
 
 import pytest
-from netflowbed import accounting, collector, connmark, counted, loads, owners, set_mark, sums
+from netflowbed import (
+    NETFLOW,
+    accounting,
+    collector,
+    connmark,
+    counted,
+    loads,
+    owners,
+    set_mark,
+    sums,
+)
 from testbed.apps import start
+from testbed.net import HERE
 from testbed.poll import until
 
 from vnet import registry
@@ -222,6 +235,20 @@ def test_names_come_from_the_registry_even_if_it_appears_later(node, tmp_path):
         rows, total = flows.top()
         assert rows["codeen"]["out_bytes"] == rows["coral"]["in_bytes"] == 84
         assert total == {"bytes": 168, "packets": 2, "flows": 1}
+
+
+def test_top_can_be_followed_and_tells_a_gap_once(node, tmp_path):
+    connmark(node, A_TO_B)
+    with collector(node, tmp_path) as flows:
+        words = [*NETFLOW, "top", "--follow", "1s", "--socket", str(flows.socket)]
+        with HERE.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+            node.run("ping", "-q", "-c", "1", "127.0.0.1")
+            lines = iter(following.stdout.readline, "")
+            assert next(line for line in lines if line.startswith("xid 256"))
+            assert next(line for line in lines if line.startswith("xid 256"))
+            following.send_signal(signal.SIGINT)
+            assert following.wait(30) == 0
+            assert following.stderr.read().count("nothing was collected yet") == 1
 
 
 def test_the_commands_print_what_was_asked_in_each_form(node, tmp_path):
