@@ -162,7 +162,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_collector_and_leaves_the_store_whole(node, sink, small_disk):
-    with collector(node, small_disk) as flows:
+    with collector(node, small_disk, "--active-timeout", "1s") as flows:
         datagrams(node, 5, 4000)
         assert sums(flows.records())[0] == 5
         (small_disk / "ballast").write_bytes(bytes(2_400_000))
