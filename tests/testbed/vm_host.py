@@ -86,6 +86,12 @@ def boot(series: str, nodeids: list[str]) -> Guest:
     # which the host does not run stalls for seconds.
     cpus = os.environ.get("VNET_VM_CPUS", "1")
     argv = [
+        *(
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            "--",
+        ),  # a session that is killed takes its guests along
         *(sys.executable, str(ROOT / "tools/vm"), "--kernel", series, "--cpus", cpus),
         *("--timeout", str(GUEST_SECONDS), "--share", str(share), "--"),
         *("env", f"VNET_VM_SHARE={share}", str(ROOT / ".venv/bin/python"), "-m", "pytest"),

@@ -1,0 +1,134 @@
+"""The whole thread in a guest: slices, ``vnet up``, a collector, and a peer to talk to.
+
+    cgroup a, b -- the guest's own namespace (vnet, netflow collect) -- veth -- peer
+
+The slices are in the initial network namespace, as on a real node.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netflowbed import Collector, collector
+from testbed import cgroup, net, nflog
+from testbed.net import HERE
+from testbed.poll import until
+from vnetbed import Node
+
+A, B = 512, 65535
+"""The xids of the slices a and b: 65535 is the greatest there is."""
+
+
+@dataclass(frozen=True)
+class Thread:
+    """See the drawing above."""
+
+    node: Node
+    peer: net.Namespace
+    link: net.Link
+    a: cgroup.Cgroup
+    b: cgroup.Cgroup
+    flows: Collector
+
+    def here(self, family: int) -> str:
+        """The node's address."""
+        return self.link.a4 if family == 4 else self.link.a6
+
+    def there(self, family: int) -> str:
+        """The peer's address."""
+        return self.link.b4 if family == 4 else self.link.b6
+
+    def record(self, **which: Any) -> dict[str, Any]:
+        """The one record that matches: AssertionError if there are more or none."""
+        records = self.flows.records(**which)
+        assert len(records) == 1, records
+        return records[0]
+
+
+@contextmanager
+def thread(base: Path, bring_up: tuple[str, ...] = ()) -> Iterator[Thread]:
+    """Two slices in a node that is up (with these options of ``vnet up``), and a collector."""
+    with (
+        cgroup.cgroup() as a,
+        cgroup.cgroup() as b,
+        net.namespace("peer") as peer,
+        net.veth(HERE, peer) as link,
+    ):
+        node = Node(HERE, base)
+        node.slices(a=(a.rel, A), b=(b.rel, B))
+        node.vnet("up", *bring_up, timeout=240)
+        try:
+            with collector(HERE, base / "state", wait=120) as flows:
+                yield Thread(node, peer, link, a, b, flows)
+        finally:
+            node.vnet("down", timeout=240)
+
+
+def xids(seen: list[nflog.Seen]) -> dict[str, set[int]]:
+    """The xids at each hook."""
+    found: dict[str, set[int]] = {}
+    for packet in seen:
+        found.setdefault(packet.prefix, set()).add(packet.xid)
+    return found
+
+
+def of_port(log: nflog.Capture, port: int) -> list[nflog.Seen]:
+    """The packets to or from a port."""
+    return [packet for packet in log.seen() if port in (packet.sport, packet.dport)]
+
+
+def closed(log: nflog.Capture, port: int) -> list[nflog.Seen]:
+    """All packets of a TCP connection, once each side's FIN is acknowledged."""
+
+    def over() -> list[nflog.Seen]:
+        seen = of_port(log, port)
+        first: dict[int, int] = {}
+        for at, packet in enumerate(seen):
+            if "F" in packet.tcp_flags:
+                first.setdefault(packet.sport, at)
+        # Not the last packet: a FIN that is sent again late may get no answer.
+        last = max(first.values(), default=0)
+        answers = [p for p in seen[last:] if p.sport != seen[last].sport and "A" in p.tcp_flags]
+        return seen if len(first) == 2 and answers else []
+
+    return until(over, 60, f"the connection of port {port} is closed")
+
+
+def totals(seen: list[nflog.Seen]) -> tuple[int, int, int, int]:
+    """Packets and bytes out, then in: what a record of the node's own connection has."""
+    out = [packet.length for packet in seen if packet.prefix == "postrouting"]
+    back = [packet.length for packet in seen if packet.prefix == "input"]
+    return len(out), sum(out), len(back), sum(back)
+
+
+def resent(seen: list[nflog.Seen]) -> int:
+    """TCP segments with data that went out more than once."""
+    starts = [
+        packet.payload[20 + (packet.family == 6) * 20 :][4:8]
+        for packet in seen
+        if packet.prefix == "postrouting" and packet.length > 100
+    ]
+    return len(starts) - len(set(starts))
+
+
+@contextmanager
+def losing(ns: net.Namespace, port: int) -> Iterator[None]:
+    """Lose some of the first packets to and from a port, the SYN-ACK among them."""
+    ns.run(
+        *("nft", "-f", "-"),
+        input=f"""table inet losing {{
+            chain i {{ type filter hook input priority 0
+                tcp dport {port} numgen inc mod 1000 {{ 2, 5, 9 }} drop
+            }}
+            chain o {{ type filter hook output priority 0
+                tcp sport {port} numgen inc mod 1000 {{ 0, 3, 6 }} drop
+            }}
+        }}
+        """,
+    )
+    try:
+        yield
+    finally:
+        ns.run("nft", "delete", "table", "inet", "losing")
