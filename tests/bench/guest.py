@@ -23,6 +23,8 @@ PARENT = Path("/sys/fs/cgroup/bench.slice")
 # As many as the largest case; the sender and the receiver are the first two.
 SLICES = 10_000
 SENDER, RECEIVER = PARENT / "s1", PARENT / "s2"
+# In a hash table some slices stand behind others: senders to take the mean of.
+SENDERS = [PARENT / f"s{i}" for i in range(1, SLICES + 1, SLICES // 16)]
 
 OUT = ("udp-out", "udp-out-new")
 IN = ("udp-in", "udp-in-new", "udp-in-wild", "udp-in-wild-new", "tcp-in", "tcp-in-new")
@@ -220,6 +222,15 @@ def measure(case: Case, path: str, pktcost: Path) -> Result:
     return result
 
 
+def many_senders(case: Case, pktcost: Path) -> Result:
+    """The path udp-out from many of the slices; one figure a sender, not a round."""
+    result = Result(case, "udp-out-senders")
+    for sender in SENDERS:
+        said = json.loads(run(str(pktcost), "udp-out", "-r", "2", "-t", str(sender)))
+        result.rounds.append(min(said["rounds"]))
+    return result
+
+
 def counters(case: Case) -> dict[str, int]:
     """The module's counters, where it has part in the case."""
     if case.rules not in (COPY_XID, INSTALLED):
@@ -340,6 +351,8 @@ def main() -> None:
             filled = case.n
         with rules(case):
             results += [measure(case, path, args.pktcost) for path in paths(case)]
+            if (case.hooks, case.rules, case.n) == (("POSTROUTING",), COPY_XID, SLICES):
+                results.append(many_senders(case, args.pktcost))
     args.out.write_text(
         json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}),
         encoding="ascii",
