@@ -7,6 +7,8 @@ import pytest
 import vnetbed
 from testbed.poll import until
 
+from vnet import guard
+
 pytestmark = pytest.mark.netns
 
 VARIANTS = ("legacy", "nft")
@@ -149,6 +151,7 @@ def test_an_up_killed_half_way_leaves_nothing_behind(node, variant, tool, what):
     tools = vnetbed.shim(node.base / "tools", f"{tool}-{variant}-restore", what)
     assert node.rules_up(variant, check=False, path=tools).returncode != 0
     if what.endswith("both"):  # nobody was left to undo it: the next command does
+        until(lambda: not guard.busy(node.paths), what="the worker is dead too")
         assert (node.base / "run" / "journal").exists()
         seen = node.json("status", check=False)
         assert any("killed half-way" in words for words in seen["differences"])
@@ -167,6 +170,7 @@ def test_a_repair_killed_half_way_goes_back_to_the_damaged_node_not_to_none(node
     tools = vnetbed.shim(node.base / "tools", f"ip6tables-{variant}-restore", f"after-{whom}")
     assert node.rules_up(variant, check=False, path=tools).returncode != 0
     if whom == "both":
+        until(lambda: not guard.busy(node.paths), what="the worker is dead too")
         assert node.fingerprint(files=False) != before
         node.rules_up(variant)  # undoes first, then repairs
         assert saved(node, variant).count("-A INPUT -j VNET-INPUT") == 1
