@@ -71,7 +71,7 @@ static __always_inline void copyxid_count(const struct net *net,
 struct copyxid_slice {
 	struct hlist_node node;
 	u64 id;				/* the cgroup's */
-	u32 xid;			/* changes under readers, one store */
+	u32 xid;			/* never 0; changes under readers */
 	u32 level;
 	struct rcu_head rcu;
 };
@@ -106,11 +106,12 @@ static __always_inline unsigned long copyxid_first_level(const struct cgroup *c)
 }
 
 /*
- * The xid of a cgroup: that of its deepest ancestor in the table, itself
- * included; 0 if there is none. One probe per level in use, whatever the
+ * The slice of a cgroup: that of its deepest ancestor in the table, itself
+ * included; NULL if there is none. One probe per level in use, whatever the
  * number of slices. Caller holds the RCU read lock, as netfilter hooks do.
  */
-static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
+static __always_inline const struct copyxid_slice *
+copyxid_cgroup_slice(const struct cgroup *cgrp)
 {
 	unsigned long level;
 
@@ -121,10 +122,10 @@ static __always_inline u32 copyxid_cgroup_xid(const struct cgroup *cgrp)
 
 		hlist_for_each_entry_rcu(s, copyxid_bucket(id), node) {
 			if (likely(s->id == id))
-				return READ_ONCE(s->xid);
+				return s;
 		}
 	}
-	return 0;
+	return NULL;
 }
 
 /* -- the halves of ct->mark ------------------------------------------------ */
@@ -197,10 +198,11 @@ static __always_inline bool copyxid_sk_speaks(const struct sock *sk,
 	       (likely(!sk->sk_kern_sock) || sk_is_tcp(sk));
 }
 
-static __always_inline u32 copyxid_sk_xid(const struct sock *sk)
+static __always_inline const struct copyxid_slice *
+copyxid_sk_slice(const struct sock *sk)
 {
 	/* sock_cgroup_ptr() would take the const away */
-	return copyxid_cgroup_xid(sk->sk_cgrp_data.cgroup);
+	return copyxid_cgroup_slice(sk->sk_cgrp_data.cgroup);
 }
 
 int copyxid_sk_owner(const struct sock *sk, const struct net *net);

@@ -87,16 +87,13 @@ record_sender(const struct nf_hook_state *state, struct nf_conn *ct,
 	return XT_CONTINUE;
 }
 
-/* The sending socket is xid's, or the node's. */
+/* The sending socket is xid's. */
 static __always_inline unsigned int
 out_owned(struct sk_buff *skb, const struct nf_hook_state *state,
 	  const struct net *net, const struct sock *sk, u32 xid)
 {
 	enum ip_conntrack_info ctinfo;
 	struct nf_conn *ct;
-
-	if (unlikely(!xid))
-		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
 
 	set_xid(skb, xid);
 	copyxid_count(net, COPYXID_CNT_OUT_SOCKET);
@@ -124,6 +121,8 @@ out_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	owner = copyxid_sk_owner(sk, state->net);
 	if (owner < 0)
 		return out_by_conn(skb, state, owner == COPYXID_OTHER_NETNS);
+	if (!owner)
+		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
 	return out_owned(skb, state, state->net, sk, owner);
 }
 
@@ -132,12 +131,16 @@ out(struct sk_buff *skb, const struct nf_hook_state *state)
 {
 	const struct net *net = state->net;
 	const struct sock *sk = skb->sk;
+	const struct copyxid_slice *s;
 
 	if (!sk || unlikely(!net_eq(net, &init_net) ||
 			    !copyxid_sk_speaks(sk, net)))
 		return out_slow(skb, state);
 
-	return out_owned(skb, state, net, sk, copyxid_sk_xid(sk));
+	s = copyxid_sk_slice(sk);
+	if (!s)
+		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+	return out_owned(skb, state, net, sk, READ_ONCE(s->xid));
 }
 
 /* PREROUTING, and all that the short cuts of in() leave over. */
@@ -202,20 +205,21 @@ in(struct sk_buff *skb, const struct nf_hook_state *state)
 	const struct net *net = state->net;
 	enum ip_conntrack_info ctinfo;
 	const struct nf_conn *ct = nf_ct_get(skb, &ctinfo);
+	const struct copyxid_slice *s;
 	const struct sock *sk;
 	u32 half;
 
 	if (unlikely(!ct || !net_eq(net, &init_net)))
 		return in_slow(skb, state);
 	half = copyxid_half(ct, copyxid_end_in(ctinfo));
-	if (!half)
-		return in_slow(skb, state);
 	/*
 	 * UDP alone is not believed: its port can change hands while the
 	 * connection lasts. A TCP connection's cannot, and nothing else has a
 	 * receiving socket that could be looked up.
 	 */
 	if (nf_ct_protonum(ct) != IPPROTO_UDP) {
+		if (!half)
+			return in_slow(skb, state);
 		copyxid_count(net, COPYXID_CNT_IN_CONN);
 		return set_xid(skb, half);
 	}
@@ -224,8 +228,10 @@ in(struct sk_buff *skb, const struct nf_hook_state *state)
 	 * says, no more need be asked of it; else in_slow() asks.
 	 */
 	sk = skb->sk;
-	if (!sk || sk->sk_state != TCP_ESTABLISHED ||
-	    copyxid_sk_xid(sk) != half)
+	if (!sk || sk->sk_state != TCP_ESTABLISHED)
+		return in_slow(skb, state);
+	s = copyxid_sk_slice(sk);
+	if (!s || READ_ONCE(s->xid) != half)	/* an empty half is no xid */
 		return in_slow(skb, state);
 	copyxid_count(net, COPYXID_CNT_IN_SOCKET);
 	return set_xid(skb, half);

@@ -26,13 +26,16 @@
 /* The xid of a socket's slice, 0 for the node's, negative if it cannot say. */
 int copyxid_sk_owner(const struct sock *sk, const struct net *net)
 {
+	const struct copyxid_slice *s;
+
 	if (!sk || !sk_fullsock(sk))
 		return COPYXID_NOT_A_SOCKET;
 	if (!net_eq(sock_net(sk), net))
 		return COPYXID_OTHER_NETNS;
 	if (!copyxid_sk_speaks(sk, net))
 		return COPYXID_NOT_A_SOCKET;
-	return copyxid_sk_xid(sk);
+	s = copyxid_sk_slice(sk);
+	return s ? READ_ONCE(s->xid) : 0;
 }
 
 static struct copyxid_found find4(struct net *net, u8 proto,

@@ -2,7 +2,7 @@
 /*
  * slices.c - the table: cgroup id -> xid
  *
- * Readers (copyxid_cgroup_xid) hold nothing but the RCU read lock. An entry
+ * Readers (copyxid_cgroup_slice) hold nothing but the RCU read lock. An entry
  * costs 64 bytes, the buckets 256 KiB (in the module's own memory, so that no
  * pointer to them need be loaded): 10,000 slices stay below 1 MiB.
  */
