@@ -80,12 +80,13 @@ class Guest:
         """A test during which the kernel complained has failed."""
         result = yield
         lines = list(self._kernel_lines())
-        assert not any(map(COMPLAINT.search, lines)), "the kernel said:\n" + "\n".join(lines)
+        assert not any(map(COMPLAINT.search, lines)), "the kernel said:\n" + "\n".join(lines[-80:])
         return result
 
     def pytest_sessionstart(self) -> None:
-        """Listen to the kernel, from its first word on."""
+        """Listen to the kernel from now on."""
         self.kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self.kmsg, 0, os.SEEK_END)
 
     def _kernel_lines(self) -> Iterator[str]:
         """Its messages since the last call: each read gives one record."""
