@@ -111,12 +111,16 @@ def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
     victims = {
         "worker": "$PPID",
         "guard": "$(cut -d' ' -f4 /proc/$PPID/stat)",
-        "both": "$(cut -d' ' -f4 /proc/$PPID/stat) $PPID",
+        "both": "$PPID $(cut -d' ' -f4 /proc/$PPID/stat)",
     }
     act = "echo 'refused by the test' >&2; exit 4"
     if whom:
         first = f'{real} "$@"' if when == "after" else ":"
-        act = f"{first}\nkill -{signal_ or 'KILL'} {victims[whom]}\n"
+        act = f"{first}\nset -- {victims[whom]}\n"
+        # The guard is stopped first, or it would undo what the dead worker did; and
+        # the worker dies first, or the guard's death would tell it to undo.
+        act += "kill -STOP $2\n" if whom == "both" else ""
+        act += f"kill -{signal_ or 'KILL'} $*\n"
         act += "exec sleep 600" if signal_ else "exit 0"
     (directory / tool).write_text(f"""#!/bin/sh
 echo x >>{directory}/{tool}.calls
