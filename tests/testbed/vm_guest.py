@@ -79,9 +79,16 @@ class Guest:
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
         """A test during which the kernel complained has failed."""
         result = yield
-        lines = list(self._kernel_lines())
-        assert not any(map(COMPLAINT.search, lines)), "the kernel said:\n" + "\n".join(lines[-80:])
+        complaint = self.complaint()
+        assert not complaint, complaint
         return result
+
+    def complaint(self) -> str:
+        """What the kernel has said since the last call, if it was a complaint."""
+        lines = list(self._kernel_lines())
+        if any(map(COMPLAINT.search, lines)):
+            return "the kernel said:\n" + "\n".join(lines[-80:])
+        return ""
 
     def pytest_sessionstart(self) -> None:
         """Listen to the kernel from now on."""

@@ -13,7 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if vm.IN_GUEST:
         from testbed.vm_guest import Guest
 
-        config.pluginmanager.register(Guest(config))
+        config.pluginmanager.register(Guest(config), "vm-guest")
     else:
         from testbed.vm_host import Host
 

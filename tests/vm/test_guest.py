@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from testbed.net import HERE
@@ -17,6 +18,17 @@ def test_the_module_is_found_by_name_and_loads():
     HERE.run("modprobe", "xt_copyxid")
     assert "xt_copyxid" in HERE.run("lsmod").stdout
     HERE.run("modprobe", "-r", "xt_copyxid")
+
+
+def test_what_the_kernel_complains_of_is_heard(pytestconfig):
+    # Unheard, it fails the test at hand: this one, if it did not listen itself.
+    listener = pytestconfig.pluginmanager.get_plugin("vm-guest")
+    Path("/proc/sys/kernel/printk_devkmsg").write_text("on")  # no rate limit
+    assert listener.complaint() == ""
+    Path("/dev/kmsg").write_text("an ordinary word")
+    assert listener.complaint() == ""
+    Path("/dev/kmsg").write_text("WARNING: CPU: 0 PID: 1 at net/core/sock.c:1")
+    assert "WARNING: CPU" in listener.complaint()
 
 
 def test_slices_and_namespaces_can_be_made(peers, slices):
