@@ -44,9 +44,16 @@ def xtables_libdir() -> str:
     return f"{ROOT / 'vnet' / 'ext' / 'iptables'}:{system.strip()}"
 
 
-def iptables(ns: net.Namespace, rule: str, tool: str = "iptables-legacy", check: bool = True):
-    """Run one iptables command with our plugin."""
-    return ns.run(tool, "-w", *rule.split(), env={"XTABLES_LIBDIR": xtables_libdir()}, check=check)
+def iptables(
+    ns: net.Namespace,
+    rule: str,
+    tool: str = "iptables-legacy",
+    check: bool = True,
+    stock: bool = False,
+):
+    """Run one iptables command with our plugin, or with the system's alone."""
+    plugins = xtables_libdir().split(":", 1)[1] if stock else xtables_libdir()
+    return ns.run(tool, "-w", *rule.split(), env={"XTABLES_LIBDIR": plugins}, check=check)
 
 
 def both(ns: net.Namespace, rule: str) -> None:

@@ -56,6 +56,25 @@ def test_it_unloads_with_a_full_table_and_comes_back_empty():
             assert module.table() == {}
 
 
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+def test_stock_rules_of_the_stock_plugin_work_where_ours_was_loaded_first(variant):
+    """The kernel asks for no module of a name that it has one revision of."""
+    load()
+    for name in ("xt_copyxid", "xt_mark"):
+        here = Path("/sys/module", name)
+        until(
+            lambda name=name, here=here: (
+                subprocess.run(["rmmod", name], capture_output=True) and not here.exists()
+            ),
+            what=f"{name} unloaded",
+        )
+    load()
+    with net.namespace() as ns:
+        iptables(ns, "-t mangle -A INPUT -j MARK --set-mark 5", f"iptables-{variant}", stock=True)
+        listed = iptables(ns, "-t mangle -S INPUT", f"iptables-{variant}", stock=True).stdout
+        assert "-j MARK --set-xmark 0x5/0xffffffff" in listed
+
+
 _FLOOD = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

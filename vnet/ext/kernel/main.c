@@ -15,6 +15,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/kmod.h>
 #include <linux/module.h>
 #include <linux/netfilter/x_tables.h>
 #include <linux/skbuff.h>
@@ -26,6 +27,7 @@ MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("Xtables: packet mark by owning slice (MARK --copy-xid)");
 MODULE_ALIAS("ipt_MARK");
 MODULE_ALIAS("ip6t_MARK");
+MODULE_SOFTDEP("pre: xt_mark");
 
 /*
  * Masked by being 16 bits wide: one instruction, and none of the upper half's
@@ -308,6 +310,13 @@ static struct xt_target copyxid_tg_reg[] __read_mostly = {
 static int __init copyxid_init(void)
 {
 	int ret;
+
+	/*
+	 * The kernel loads a target by its name only while no revision of it
+	 * is there: once ours is, nobody would load stock's, and -j MARK of
+	 * programs with the stock plugin would fail.
+	 */
+	request_module("xt_mark");
 
 	ret = copyxid_counters_init();
 	if (ret)
