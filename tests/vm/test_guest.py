@@ -23,7 +23,7 @@ def test_the_module_is_found_by_name_and_loads():
 def test_what_the_kernel_complains_of_is_heard(pytestconfig):
     # Unheard, it fails the test at hand: this one, if it did not listen itself.
     listener = pytestconfig.pluginmanager.get_plugin("vm-guest")
-    Path("/proc/sys/kernel/printk_devkmsg").write_text("on")  # no rate limit
+    Path("/proc/sys/kernel/printk_devkmsg").write_text("on\n")  # no rate limit
     assert listener.complaint() == ""
     Path("/dev/kmsg").write_text("an ordinary word")
     assert listener.complaint() == ""
