@@ -23,11 +23,12 @@ def test_the_module_is_found_by_name_and_loads():
 def test_what_the_kernel_complains_of_is_heard(pytestconfig):
     # Unheard, it fails the test at hand: this one, if it did not listen itself.
     listener = pytestconfig.pluginmanager.get_plugin("vm-guest")
+    # A line without an end is not a message yet: the next might go on with it.
     Path("/proc/sys/kernel/printk_devkmsg").write_text("on\n")  # no rate limit
     assert listener.complaint() == ""
-    Path("/dev/kmsg").write_text("an ordinary word")
+    Path("/dev/kmsg").write_text("an ordinary word\n")
     assert listener.complaint() == ""
-    Path("/dev/kmsg").write_text("WARNING: CPU: 0 PID: 1 at net/core/sock.c:1")
+    Path("/dev/kmsg").write_text("WARNING: CPU: 0 PID: 1 at net/core/sock.c:1\n")
     assert "WARNING: CPU" in listener.complaint()
 
 
