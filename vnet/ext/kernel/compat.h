@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * compat.h - every difference between kernel versions, and nothing else.
+ * Every difference between kernel versions, and nothing else.
  *
  * Force-included before every source file (see Kbuild); no other file here
  * asks for a kernel version. Built and tested on 6.1 and 6.12.

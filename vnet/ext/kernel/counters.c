@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * counters.c - per namespace, per CPU: why packets got the marks they got
+ * Per namespace, per CPU: why packets got the marks they got
  *
  * The initial namespace has static counters, the others theirs by
  * net_generic(). The list is for the dump, which may find namespaces come and
@@ -14,7 +14,7 @@
 DEFINE_PER_CPU(struct copyxid_counters, copyxid_init_counters);
 unsigned int copyxid_net_id __read_mostly;
 LIST_HEAD(copyxid_nets);
-DEFINE_MUTEX(copyxid_nets_mutex);
+DEFINE_MUTEX(copyxid_nets_mutex);	/* copyxid_nets and last_seq */
 
 static u64 last_seq;
 

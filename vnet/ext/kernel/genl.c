@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * genl.c - the generic netlink family "copyxid"
+ * The generic netlink family "copyxid"
  *
  * The attributes and commands are documented in xt_copyxid.h.
  */

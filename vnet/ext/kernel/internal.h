@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * internal.h - what the files of xt_copyxid share, and the parts of the
+ * What the files of xt_copyxid share, and the parts of the
  * packet path that are short and frequent enough to be inlined into it.
  */
 #ifndef COPYXID_INTERNAL_H

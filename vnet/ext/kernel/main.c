@@ -42,9 +42,9 @@ static __always_inline unsigned int set_xid(struct sk_buff *skb, u16 xid)
 	return XT_CONTINUE;
 }
 
-static noinline unsigned int
-nobody(struct sk_buff *skb, const struct nf_hook_state *state,
-       enum copyxid_counter why)
+static noinline unsigned int nobody(struct sk_buff *skb,
+				    const struct nf_hook_state *state,
+				    enum copyxid_counter why)
 {
 	copyxid_count(state->net, why);
 	return set_xid(skb, 0);

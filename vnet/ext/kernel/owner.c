@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * owner.c - whose socket is it, and which socket is at this end
+ * Whose socket is it, and which socket is at this end
  *
  * Look-ups go by the connection's tuple and not by the packet's headers: it
  * holds the addresses as the local socket sees them, before and after NAT,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * record.c - a packet's owner goes into its half of ct->mark
+ * A packet's owner goes into its half of ct->mark
  *
  * Called only when the half does not hold that owner already, so once or
  * twice in a connection's life. A half is empty, or somebody's:

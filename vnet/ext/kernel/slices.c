@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * slices.c - the table: cgroup id -> xid
+ * The table: cgroup id -> xid
  *
  * Readers (copyxid_cgroup_slice) hold nothing but the RCU read lock. An entry
  * costs 64 bytes, the buckets 256 KiB (in the module's own memory, so that no
@@ -16,7 +16,7 @@
 struct hlist_head copyxid_buckets[1 << COPYXID_HASH_BITS] __read_mostly;
 u8 copyxid_deepest[COPYXID_LEVEL_MAX + 1] __read_mostly;
 unsigned int copyxid_generation = 1;
-DEFINE_MUTEX(copyxid_slices_mutex);
+DEFINE_MUTEX(copyxid_slices_mutex);	/* writers of all of this */
 
 static unsigned int per_level[COPYXID_LEVEL_MAX + 1];
 static unsigned int total;

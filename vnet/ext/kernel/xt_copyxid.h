@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
- * xt_copyxid.h - what the module, the iptables plugin and Python agree on.
+ * What the module, the iptables plugin and Python agree on.
  *
  * This is the only definition of the target's wire structure and of the
  * generic netlink family. The module includes it, the plugin includes it, and
@@ -67,6 +67,7 @@ enum copyxid_cmd {
 	COPYXID_CMD_STATS_GET,		/* dump: one NETNS + COUNTERS each */
 	__COPYXID_CMD_MAX,
 };
+
 #define COPYXID_CMD_MAX (__COPYXID_CMD_MAX - 1)
 
 enum copyxid_attr {
@@ -79,6 +80,7 @@ enum copyxid_attr {
 	COPYXID_A_COUNTERS,	/* binary: u64[COPYXID_CNT_MAX], host order */
 	__COPYXID_A_MAX,
 };
+
 #define COPYXID_A_MAX (__COPYXID_A_MAX - 1)
 
 /*
