@@ -42,7 +42,7 @@ def plain_tcp(bed: tuple[Thread, int]) -> Iterator[tuple[Thread, int]]:
         ns.run(*f"ip route replace {net4} dev {dev} scope link src {here} rto_min 20s".split())
         ns.run(*f"ip route replace {net6} dev {dev} metric 256 rto_min 20s".split())
     yield made, family
-    HERE.sysctl(**before)
+    HERE.sysctl(net__core__netdev_max_backlog=1000, **before)
 
 
 def resent(ns: Namespace) -> int:

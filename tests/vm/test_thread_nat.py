@@ -15,7 +15,7 @@ from testbed.net import HERE
 from thread_bed import A, B, Thread
 from vnetbed import Node
 
-from vnet import copyxid, registry
+from vnet import copyxid, registry, sysctls
 
 pytestmark = pytest.mark.vm
 
@@ -50,6 +50,7 @@ def bed(request, tmp_path_factory):
         table.flush()
         assert table.set_many({a.id: A, b.id: B}) == {}
         rules(request.param, "-A")
+        before = {key: value for key, value in sysctls.read().items() if value is not None}
         accounting(HERE)
         try:
             with collector(HERE, base / "state", wait=120) as flows:
@@ -57,6 +58,7 @@ def bed(request, tmp_path_factory):
         finally:
             rules(request.param, "-D")
             table.flush()
+            sysctls.restore(before)
 
 
 @pytest.mark.parametrize("family", [4, 6])

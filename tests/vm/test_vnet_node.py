@@ -30,6 +30,12 @@ def node(slices, tmp_path) -> Iterator[vnetbed.Node]:
     assert not module.loaded()
     # What the kernel registers stays registered: let it be there before.
     subprocess.run(["modprobe", "nf_conntrack"], check=True)
+    # As the kernel sets them, so that `up` has something to change.
+    HERE.sysctl(
+        net__netfilter__nf_conntrack_acct=0,
+        net__netfilter__nf_conntrack_timestamp=0,
+        net__netfilter__nf_conntrack_events=2,
+    )
     for tool in ("iptables-legacy", "ip6tables-legacy"):
         subprocess.run([tool, "-t", "mangle", "-S"], check=True, stdout=subprocess.DEVNULL)
     made = vnetbed.Node(HERE, tmp_path)
