@@ -28,8 +28,9 @@ BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else
 # The programs that make the traffic, by file name.
 PROGRAMS = {
     "web.py": """
-        import http.server as h, sys
-        h.ThreadingHTTPServer(("", int(sys.argv[1])), h.SimpleHTTPRequestHandler).serve_forever()
+        import http.server as h, socket, sys
+        h.ThreadingHTTPServer.address_family = socket.AF_INET6  # and IPv4 with it
+        h.ThreadingHTTPServer(("::", int(sys.argv[1])), h.SimpleHTTPRequestHandler).serve_forever()
     """,
     "udp.py": """
         import socket
