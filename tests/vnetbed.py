@@ -156,7 +156,10 @@ def killed(node: Node, variant: str, step: int, whom: str) -> int:
                 os.kill(pid, signal.SIGKILL)
             if whom != "guard":
                 os.kill(os.getpid(), signal.SIGKILL)
-            signal.pause()  # the kernel tells us of the guard's death
+            # The kernel tells us of the guard's death. Not pause(): a signal that comes
+            # just before it would be slept through.
+            while True:
+                time.sleep(0.05)
 
     journal.Journal.add = deadly
     try:
