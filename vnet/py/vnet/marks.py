@@ -35,14 +35,19 @@ def _pair(text: str) -> tuple[int, int]:
     return _number(value), _number(mask) if slash else ALL
 
 
-def in_save(text: str, own: frozenset[str]) -> Iterator[Write]:
-    """Rules of iptables-save's text that write a mark; those in chains ``own`` are ours."""
+def _others(text: str, own: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(table, rule) of iptables-save's text, without the rules in chains ``own``."""
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:]
-        if not line.startswith("-A ") or line.split(" ", 2)[1] in own:
-            continue
+        if line.startswith("-A ") and line.split(" ", 2)[1] not in own:
+            yield table, line
+
+
+def in_save(text: str, own: frozenset[str]) -> Iterator[Write]:
+    """Rules of iptables-save's text that write a mark; those in chains ``own`` are ours."""
+    for table, line in _others(text, own):
         try:
             words = shlex.split(line)
         except ValueError:
@@ -134,12 +139,7 @@ def _kept(value: Any, kind: Kind) -> int | None:
 
 def readers_in_save(text: str, own: frozenset[str]) -> Iterator[str]:
     """Rules of others that match on bits of ours."""
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        if not line.startswith("-A ") or line.split(" ", 2)[1] in own:
-            continue
+    for table, line in _others(text, own):
         for match, value in re.findall(r"-m (mark|connmark) (?:! )?--mark (\S+)", line):
             mask = _pair(value)[1]
             if mask & OURS["packet" if match == "mark" else "connection"]:
