@@ -20,8 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Host())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One item for each kernel; in a guest, for the kernel it runs."""
+    """One item for each kernel; in a guest, for the kernel it runs.
+
+    Before pytest's own hook: or else which of the two comes first, and with it
+    the order of the parameters in a node id, depends on the arguments pytest
+    was given, and the guest would not know the ids that the host asks for.
+    """
     metafunc.fixturenames.append("kernel")
     series = [vm.running_series()] if vm.IN_GUEST else vm.SERIES
     metafunc.parametrize("kernel", [_param(s) for s in series], indirect=True, scope="session")
