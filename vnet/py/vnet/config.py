@@ -5,33 +5,43 @@ reference of the format.
 """
 
 import ipaddress
+import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from vnet import cgroups
 from vnet.errors import ConfigError
+from vnet.places import Keys, dotted, explain, locate
+
+T = TypeVar("T")
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 XID_MAX = 65535
 
+#: of an interface's name, without the NUL that ends it (IFNAMSIZ, linux/if.h)
+INTERFACE_MAX = 15
+
 Raw = Literal["deny", "own", "full"]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class _Grants(msgspec.Struct, forbid_unknown_fields=True):
     raw: Raw = "deny"
     ports: list[str] = []
+    addresses: list[str] = []
 
 
 class _Slice(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(pattern=f"^{NAME}$")]
     cgroups: Annotated[list[str], msgspec.Meta(min_length=1)]
     xid: Annotated[int, msgspec.Meta(ge=1, le=XID_MAX)] | None = None
+    interfaces: list[str] = []
     grants: _Grants = msgspec.field(default_factory=_Grants)
 
 
@@ -46,7 +56,7 @@ class Port:
     proto: Literal["tcp", "udp", "sctp"]
     first: int
     last: int
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
+    address: Address | None = None
 
     def __str__(self) -> str:
         ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
@@ -55,26 +65,18 @@ class Port:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{self.proto}/{host}:{ports}"
 
-    def overlaps(self, other: "Port") -> bool:
-        """Whether one bind could fall under both."""
-        return (
-            self.proto == other.proto
-            and self.first <= other.last
-            and other.first <= self.last
-            and (self.address is None or other.address is None or self.address == other.address)
-        )
-
 
 @dataclass(frozen=True)
 class Grants:
-    """What a slice may do beyond ordinary sockets. Kept; not enforced yet."""
+    """What a slice may do beyond ordinary sockets, and what nobody else may use."""
 
     raw: Raw = "deny"
     ports: tuple[Port, ...] = ()
+    addresses: tuple[Address, ...] = ()
 
     @property
     def any(self) -> bool:
-        return self.raw != "deny" or bool(self.ports)
+        return self.raw != "deny" or bool(self.ports) or bool(self.addresses)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Slice:
     grants: Grants
     file: Path
     line: int
+    interfaces: tuple[str, ...] = ()  #: host ends of its containers' veths
 
     @property
     def where(self) -> str:
@@ -114,12 +117,51 @@ def port(text: str) -> Port:
     last = int(match["last"] or first)
     if not 1 <= first <= last <= 65535:
         raise ValueError("ports go from 1 to 65535, the lower one first")
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
-    if match["v6"]:
-        address = ipaddress.IPv6Address(match["v6"])
-    elif match["v4"]:
-        address = ipaddress.IPv4Address(match["v4"])
-    return Port(match["proto"], first, last, address)  # type: ignore[arg-type]
+    if match["v6"] and ":" not in match["v6"]:
+        raise ValueError("an IPv4 address stands without brackets")
+    written = match["v6"] or match["v4"]
+    found = _address(written) if written else None
+    if found is not None and found.is_unspecified:
+        raise ValueError(f"{written} is every address: leave it out")
+    return Port(match["proto"], first, last, found)  # type: ignore[arg-type]
+
+
+def address(text: str) -> Address:
+    """Read a local address that a slice reserves; an IPv4-mapped one is the IPv4 address.
+
+    Raises ValueError with the reason.
+    """
+    found = _address(text)
+    if found.is_unspecified or found.is_multicast or str(found) == "255.255.255.255":
+        raise ValueError("not the address of one interface")
+    if str(found) in ("127.0.0.1", "::1"):
+        raise ValueError("everybody on this node needs it")
+    return found
+
+
+def _address(text: str) -> Address:
+    """Raises ValueError with the reason."""
+    found = ipaddress.ip_address(text)
+    if isinstance(found, ipaddress.IPv4Address):
+        return found
+    if found.scope_id is not None:
+        # the kernel's sockets keep the interface beside the address, and so do packets
+        raise ValueError("an address is reserved on all interfaces: leave out what follows %")
+    return found.ipv4_mapped or found
+
+
+def interface(text: str) -> str:
+    """Check a network interface's name as the kernel does (dev_valid_name, net/core/dev.c).
+
+    Raises ValueError with the reason.
+    """
+    if not 1 <= len(text.encode()) <= INTERFACE_MAX:
+        raise ValueError(f"an interface's name has 1 to {INTERFACE_MAX} bytes")
+    if text in (".", "..") or re.search(r"[/:\s\x00-\x1f\x7f]", text):
+        raise ValueError("an interface's name has no /, no : and no space, and is not . or ..")
+    if text == "lo":
+        raise ValueError("is the node's own loopback, not the host end of a veth")
+    return text
 
 
 def files(config_dir: Path) -> list[Path]:
@@ -158,39 +200,57 @@ def parse(path: Path, text: str) -> list[Slice]:
     try:
         read = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
-        what, at_keys = _explain(str(error))
-        where = f"{path}:{locate(text, at_keys)}: {_dotted(at_keys)}"
+        what, at_keys = explain(str(error))
+        where = f"{path}:{locate(text, at_keys)}: {dotted(at_keys)}"
         raise ConfigError(f"{where}: {what}") from error
-    result = []
     lines = _headers(text, len(read.slice))
-    for number, item in enumerate(read.slice):
-        keys: list[str | int] = ["slice", number]
-        for path_text in item.cgroups:
-            if wrong := cgroups.problem(path_text):
-                raise ConfigError(
-                    f"{path}:{locate(text, [*keys, 'cgroups'])}: {_dotted([*keys, 'cgroups'])}: "
-                    f'"{path_text}" {wrong}'
-                )
-        ports = []
-        for port_text in item.grants.ports:
+    return [
+        _slice(item, path, lines[number], _Place(path, text, ["slice", number]))
+        for number, item in enumerate(read.slice)
+    ]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A table of a file, to say where in it something is wrong."""
+
+    path: Path
+    text: str
+    keys: Keys
+
+    def error(self, key: Keys, value: str, reason: object) -> ConfigError:
+        keys = [*self.keys, *key]
+        where = f"{self.path}:{locate(self.text, keys)}: {dotted(keys)}"
+        return ConfigError(f'{where}: "{value}"{reason}')
+
+    def each(self, key: Keys, values: list[str], read: Callable[[str], T]) -> tuple[T, ...]:
+        """Read every value of a list. Raises ConfigError at the first that cannot be read."""
+        found = []
+        for value in values:
             try:
-                ports.append(port(port_text))
+                found.append(read(value))
             except ValueError as error:
-                key = [*keys, "grants", "ports"]
-                raise ConfigError(
-                    f'{path}:{locate(text, key)}: {_dotted(key)}: "{port_text}": {error}'
-                ) from error
-        result.append(
-            Slice(
-                name=item.name,
-                cgroups=tuple(cgroups.normal(path_text) for path_text in item.cgroups),
-                xid=item.xid,
-                grants=Grants(item.grants.raw, tuple(ports)),
-                file=path,
-                line=lines[number],
-            )
-        )
-    return result
+                raise self.error(key, value, f": {error}") from error
+        return tuple(found)
+
+
+def _slice(item: _Slice, path: Path, line: int, place: _Place) -> Slice:
+    for path_text in item.cgroups:
+        if wrong := cgroups.problem(path_text):
+            raise place.error(["cgroups"], path_text, f" {wrong}")
+    return Slice(
+        name=item.name,
+        cgroups=tuple(cgroups.normal(path_text) for path_text in item.cgroups),
+        xid=item.xid,
+        grants=Grants(
+            item.grants.raw,
+            place.each(["grants", "ports"], item.grants.ports, port),
+            place.each(["grants", "addresses"], item.grants.addresses, address),
+        ),
+        file=path,
+        line=line,
+        interfaces=place.each(["interfaces"], item.interfaces, interface),
+    )
 
 
 _HEADER = re.compile(r"\s*\[\[\s*slice\s*\]\]")
@@ -202,83 +262,19 @@ def _headers(text: str, count: int) -> list[int]:
     return lines if len(lines) == count else [1] * count
 
 
-_REASON = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
-_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
-
-
-def _explain(message: str) -> tuple[str, list[str | int]]:
-    """msgspec's words into ours, and the keys that lead to the place."""
-    match = _REASON.match(message)
-    what = match["what"] if match else message
-    keys: list[str | int] = []
-    for name, index in re.findall(r"\.([A-Za-z0-9_]+)|\[(\d+)\]", (match and match["path"]) or ""):
-        keys.append(name or int(index))
-    if unknown := _FIELD.match(what):
-        return "unknown key", [*keys, unknown["field"]]
-    if missing := _MISSING.match(what):
-        return "this key is missing", [*keys, missing["field"]]
-    if keys[-1:] == ["name"] and "regex" in what:
-        return "a name is 1 to 63 of a-z 0-9 _ . - and starts with a letter or digit", keys
-    what = what.replace("Expected `int` >=", "expected a number >=")
-    return what[:1].lower() + what[1:], keys
-
-
-def _dotted(keys: Iterable[str | int]) -> str:
-    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    return text.lstrip(".") or "the file"
-
-
-def locate(text: str, keys: list[str | int]) -> int:
-    """The line (from 1) on which the value at ``keys`` is written, or its nearest parent.
-
-    A reader of lines, not of TOML: it knows headers and ``key =``, which is
-    how slice files are written; what is written otherwise (a slice as an
-    inline table) gets the line of its table.
-    """
-    wanted = [key for key in keys if isinstance(key, str)]
-    number = next((key for key in keys if isinstance(key, int)), None)
-    seen = -1
-    header: list[str] = []
-    best, depth = 1, 0
-    for at, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if table := re.match(r"\[\[?\s*([A-Za-z0-9_.\"' -]+?)\s*\]\]?\s*(#.*)?$", stripped):
-            header = [part.strip().strip("\"'") for part in table[1].split(".")]
-            if stripped.startswith("[["):
-                seen += 1
-            here = header
-        elif pair := re.match(r"([A-Za-z0-9_.\"'-]+)\s*=\s*(.*)$", stripped):
-            here = header + [part.strip("\"'") for part in pair[1].split(".")]
-            # an inline table: grants = { raw = "own" }
-            for key in wanted[len(here) :]:
-                if not re.search(rf"\b{re.escape(key)}\b\s*=", pair[2]):
-                    break
-                here = [*here, key]
-        else:
-            continue
-        if number is not None and here[:1] == ["slice"] and header and seen != number:
-            continue
-        common = 0
-        while common < min(len(here), len(wanted)) and here[common] == wanted[common]:
-            common += 1
-        if common > depth:
-            best, depth = at, common
-    return best
-
-
 def check(slices: list[Slice]) -> None:
-    """Raise ConfigError if two slices claim one name, xid, cgroup or port."""
+    """Raise ConfigError if two slices claim one name, xid, cgroup, port, address or interface."""
     if problems := _clashes(slices):
         raise ConfigError("\n".join(problems))
 
 
 def _clashes(slices: list[Slice]) -> list[str]:
-    """Names, xids, cgroups and ports that two slices claim."""
+    """Names, xids, cgroups, ports, addresses and interfaces that two slices claim."""
     problems: list[str] = []
     names: dict[str, Slice] = {}
     xids: dict[int, Slice] = {}
     paths: dict[str, Slice] = {}
+    interfaces: dict[str, Slice] = {}
     for item in slices:
         if (other := names.setdefault(item.name, item)) is not item:
             problems.append(f"{_at(item)}: name: also used at {_at(other)}")
@@ -288,28 +284,64 @@ def _clashes(slices: list[Slice]) -> list[str]:
         for path in item.cgroups:
             if (other := paths.setdefault(path, item)) is not item:
                 problems.append(f'{_key(item, "cgroups")}: "{path}" also belongs to {_at(other)}')
-    return problems + _port_clashes(slices)
+        for name in item.interfaces:
+            if (other := interfaces.setdefault(name, item)) is not item:
+                problems.append(
+                    f'{_key(item, "interfaces")}: "{name}" also belongs to {_at(other)}'
+                )
+    return problems + _address_clashes(slices) + _port_clashes(slices)
+
+
+def _address_clashes(slices: list[Slice]) -> list[str]:
+    """Addresses that two slices reserve, whole or by a port on them."""
+    problems = []
+    holders: dict[Address, Slice] = {}
+    for item in slices:
+        for found in item.grants.addresses:
+            if (other := holders.setdefault(found, item)) is not item:
+                problems.append(
+                    f"{_key(item, 'grants', 'addresses')}: {found} is also reserved by {_at(other)}"
+                )
+    for item in slices:
+        for grant in item.grants.ports:
+            holder = holders.get(grant.address) if grant.address else None
+            if holder is not None and holder is not item:
+                problems.append(
+                    f"{_key(item, 'grants', 'ports')}: {grant} is on an address that is "
+                    f"reserved by {_at(holder)}"
+                )
+    return problems
 
 
 def _port_clashes(slices: list[Slice]) -> list[str]:
+    """Ports of two slices that one bind could fall under.
+
+    In order of the first port; those that reach as far as the next are kept by
+    address, so that one port on 10,000 addresses costs 10,000 steps.
+    """
     problems = []
     granted = sorted(
         ((grant, item) for item in slices for grant in item.grants.ports),
         key=lambda pair: (pair[0].proto, pair[0].first),
     )
-    open_ranges: list[tuple[Port, Slice]] = []
+    reaching: dict[tuple[str, Address | None], list[tuple[Port, Slice]]] = {}
     for grant, item in granted:
-        open_ranges = [
-            pair
-            for pair in open_ranges
-            if pair[0].proto == grant.proto and pair[0].last >= grant.first
-        ]
-        for other, owner in open_ranges:
-            if owner is not item and grant.overlaps(other):
-                problems.append(
-                    f"{_key(item, 'grants', 'ports')}: {grant} overlaps {other} of {_at(owner)}"
-                )
-        open_ranges.append((grant, item))
+        if grant.address is None:
+            near = [key for key in reaching if key[0] == grant.proto]
+        else:
+            near = [(grant.proto, grant.address), (grant.proto, None)]
+        for key in near:
+            kept = [pair for pair in reaching.get(key, []) if pair[0].last >= grant.first]
+            if kept:
+                reaching[key] = kept
+            else:
+                reaching.pop(key, None)
+            problems += [
+                f"{_key(item, 'grants', 'ports')}: {grant} overlaps {other} of {_at(owner)}"
+                for other, owner in kept
+                if owner is not item
+            ]
+        reaching.setdefault((grant.proto, grant.address), []).append((grant, item))
     return problems
 
 
@@ -331,14 +363,27 @@ def _key(item: Slice, *keys: str) -> str:
 def write(item: Slice) -> str:
     """The slice as TOML that ``parse`` reads back to the same."""
 
-    def text(value: str) -> str:
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    lines = ["[[slice]]", f"name = {text(item.name)}"]
-    lines.append(f"cgroups = [{', '.join(text(path) for path in item.cgroups)}]")
+    lines = ["[[slice]]", f"name = {_text(item.name)}"]
+    lines.append(f"cgroups = {_texts(item.cgroups)}")
     if item.xid is not None:
         lines.append(f"xid = {item.xid}")
+    if item.interfaces:
+        lines.append(f"interfaces = {_texts(item.interfaces)}")
     if item.grants.any:
-        ports = ", ".join(text(str(grant)) for grant in item.grants.ports)
-        lines.append(f'grants = {{ raw = "{item.grants.raw}", ports = [{ports}] }}')
+        grants = [f'raw = "{item.grants.raw}"']
+        if item.grants.ports:
+            grants.append(f"ports = {_texts(item.grants.ports)}")
+        if item.grants.addresses:
+            grants.append(f"addresses = {_texts(item.grants.addresses)}")
+        lines.append(f"grants = {{ {', '.join(grants)} }}")
     return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    # Every escape that JSON writes is one of TOML's; DEL is the one character
+    # that TOML wants escaped and JSON does not (toml.io/en/v1.0.0#string).
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _texts(values: Iterable[object]) -> str:
+    return f"[{', '.join(_text(value) for value in values)}]"
