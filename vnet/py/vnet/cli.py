@@ -233,6 +233,8 @@ def slice_() -> None:
   vnet slice add princeton_codeen --cgroup /vnet.slice/codeen --xid 512
   vnet slice add dns --cgroup /dns.slice --port udp/53 --port tcp/53
   vnet slice add probe --cgroup /probe.slice --raw own
+  vnet slice add mail --cgroup /mail.slice --address 192.0.2.7 --address 2001:db8::7
+  vnet slice add box --cgroup /lxc.payload.box --interface veth-box
 """)
 @slice_.command("add")
 @click.argument("name")
@@ -252,15 +254,28 @@ def slice_() -> None:
     type=click.Choice(["deny", "own", "full"]),
     default="deny",
     show_default=True,
-    help="Raw sockets (recorded, not yet enforced).",
+    help="Raw sockets: none; only for its own ports and addresses; all.",
 )
 @click.option(
     "--port",
     "ports",
     multiple=True,
     metavar="SPEC",
-    help="A reserved port: tcp/80, udp/5000-5010, tcp/[2001:db8::1]:25 "
-    "(recorded, not yet enforced). May be repeated.",
+    help="A reserved port: tcp/80, udp/5000-5010, tcp/[2001:db8::1]:25. May be repeated.",
+)
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A reserved local address: nobody else uses it. May be repeated.",
+)
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="NAME",
+    help="The host end of its container's veth. May be repeated.",
 )
 @_rest
 @_as_json
@@ -272,13 +287,15 @@ def slice_add(
     xid: int | None,
     raw: str,
     ports: tuple[str, ...],
+    addresses: tuple[str, ...],
+    interfaces: tuple[str, ...],
     rest_hours: float,
     as_json: bool,
 ) -> None:
     """Add a slice; on a node that is up it is marked at once."""
     from vnet import node, tables
 
-    new = _new_slice(paths, name, cgroup_paths, xid, raw, ports)
+    new = _new_slice(paths, name, cgroup_paths, xid, raw, ports, addresses, interfaces)
     given, is_up = node.add_slice(paths, new, _ns(rest_hours))
     tables.slice_changed("added", name, given, is_up, as_json)
     if new.grants.any and not as_json:
@@ -292,6 +309,8 @@ def _new_slice(
     xid: int | None,
     raw: str,
     ports: tuple[str, ...],
+    addresses: tuple[str, ...],
+    interfaces: tuple[str, ...],
 ) -> Any:
     import re
 
@@ -305,17 +324,28 @@ def _new_slice(
     for path in cgroup_paths:
         if wrong := cgroups.problem(path):
             raise UsageError(f'--cgroup "{path}" {wrong}')
-    granted = []
-    for spec in ports:
-        try:
-            granted.append(config.port(spec))
-        except ValueError as error:
-            raise UsageError(f'--port "{spec}": {error}') from error
+    granted = config.Grants(
+        raw,  # type: ignore[arg-type]
+        _each("--port", ports, config.port),
+        _each("--address", addresses, config.address),
+    )
     return config.Slice(
-        name, tuple(cgroups.normal(path) for path in cgroup_paths), xid,
-        config.Grants(raw, tuple(granted)),  # type: ignore[arg-type]
-        paths.config_dir / f"{name}.toml", 1,
+        name, tuple(cgroups.normal(path) for path in cgroup_paths), xid, granted,
+        paths.config_dir / f"{name}.toml", 1, _each("--interface", interfaces, config.interface),
     )  # fmt: skip
+
+
+def _each(option: str, values: tuple[str, ...], read: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Read every value of an option. Raises UsageError, which names it."""
+    from vnet.errors import UsageError
+
+    found = []
+    for value in values:
+        try:
+            found.append(read(value))
+        except ValueError as error:
+            raise UsageError(f'{option} "{value}": {error}') from error
+    return tuple(found)
 
 
 def _complete_slice(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -352,7 +382,7 @@ def slice_rm(paths: Paths, name: str, rest_hours: float, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def slice_ls(paths: Paths, as_json: bool) -> None:
-    """List slices with their numbers and cgroups."""
+    """List slices with their numbers, cgroups, grants and interfaces."""
     from vnet import status as looking
     from vnet import tables
 

@@ -166,6 +166,8 @@ def listing(paths: Paths) -> list[dict[str, Any]]:
                 ],
                 "raw": item.grants.raw,
                 "ports": [str(grant) for grant in item.grants.ports],
+                "addresses": [str(address) for address in item.grants.addresses],
+                "interfaces": list(item.interfaces),
                 "file": str(item.file),
             }
         )

@@ -68,8 +68,9 @@ def slices(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _json(rows)
         return
-    table = _table("slice", ">xid", "since", "cgroup", ">id")
+    table = _table("slice", ">xid", "since", "cgroup", ">id", "raw", "only its own")
     for row in rows:
+        own = "\n".join([*row["ports"], *row["addresses"], *row["interfaces"]])
         for at, cgroup in enumerate(row["cgroups"]):
             head = (
                 row["name"],
@@ -77,7 +78,8 @@ def slices(rows: list[dict[str, Any]], as_json: bool) -> None:
                 moment(row["since"]) if row["since"] else "-",
             )
             table.add_row(*(head if at == 0 else ("", "", "")), cgroup["path"],
-                          str(cgroup["id"] or "not there"))  # fmt: skip
+                          str(cgroup["id"] or "not there"),
+                          *((row["raw"], own) if at == 0 else ("", "")))  # fmt: skip
     _print(table)
 
 
