@@ -29,6 +29,9 @@
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP	262
 #endif
+#ifndef IPPROTO_ICMPV6
+#define IPPROTO_ICMPV6	58	/* linux/in6.h needs more than it is worth */
+#endif
 #define EACCES		13
 #define EPROTONOSUPPORT	93
 
@@ -63,7 +66,24 @@ struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
 } CO_RE;
 
+struct nf_conntrack_tuple {
+	struct {
+		__u8 protonum;
+	} dst;
+} CO_RE;
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} CO_RE;
+
+#define IPS_CONFIRMED	(1 << 3)
+#define NFCT_INFOMASK	7ul
+#define IP_CT_RELATED		1
+#define IP_CT_IS_REPLY		3	/* IP_CT_ESTABLISHED_REPLY too */
+#define IP_CT_UNTRACKED		7
+
 struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
 	unsigned long status;
 	__u32 mark;
 } CO_RE;

@@ -83,6 +83,18 @@ static __always_inline struct vnet_facts *facts_of(struct policy p)
 		found ? *found : 0;					\
 	})
 
+/* The number of the highest bit that is set; x is not 0. */
+static __always_inline __u32 highest_bit(__u64 x)
+{
+	x |= x >> 1;
+	x |= x >> 2;
+	x |= x >> 4;
+	x |= x >> 8;
+	x |= x >> 16;
+	x |= x >> 32;
+	return (__builtin_popcountll(x) - 1) & VNET_LEVEL_MAX;
+}
+
 /*
  * The xid of a cgroup: that of its deepest registered ancestor, itself
  * included. Only the levels at which slices are registered are looked at.
@@ -92,19 +104,23 @@ static __always_inline __u32 xid_of_cgroup(struct policy p, struct cgroup *cgrp)
 	struct vnet_facts *f = facts_of(p);
 	void *table = bpf_map_lookup_elem(&slices, &p.generation);
 	__u64 levels = f ? f->levels : 0;
-	int level;
+	__u32 level;
 
 	if (!table || !cgrp || !levels)
 		return 0;
 	level = BPF_CORE_READ(cgrp, level);
-	for (int n = VNET_LEVEL_MAX; n > 0; n--) {
-		struct cgroup *ancestor = 0;
+	if (level < VNET_LEVEL_MAX)	/* deeper ones have all levels above */
+		levels &= (2ull << level) - 1;
+	for (__u32 n = 0; n < VNET_LEVEL_MAX && levels; n++) {
+		struct cgroup *ancestor = NULL;
 		__u32 *xid;
 		__u64 id;
 
-		if (n > level || !(levels & (1ull << n)))
-			continue;
-		bpf_core_read(&ancestor, sizeof(ancestor), &cgrp->ancestors[n]);
+		level = highest_bit(levels);
+		levels &= ~(1ull << level);
+		bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
+				      (void *)cgrp + level * sizeof(ancestor) +
+				      bpf_core_field_offset(cgrp->ancestors));
 		id = BPF_CORE_READ(ancestor, kn, id);
 		xid = bpf_map_lookup_elem(table, &id);
 		if (xid)

@@ -96,6 +96,7 @@ struct vnet_counter {
 	/* the token bucket that decides about the event; not for userspace */
 	__u64 refilled;
 	__u64 tokens;
+	__u64 untold;		/* suppressed since the last event */
 };
 
 #define VNET_EVENT_BURST	10ull	/* for each slice, kind and CPU */
@@ -122,7 +123,7 @@ struct vnet_event {
 	__u16 dport;		/* ICMP: id of an echo */
 	__u8 saddr[16];
 	__u8 daddr[16];
-	__u8 pad[2];
+	__u8 pad[6];		/* none at the end: all of it is sent */
 	char comm[VNET_COMM];	/* empty where a packet was refused */
 };
 
