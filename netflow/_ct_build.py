@@ -25,8 +25,8 @@ ffibuilder.cdef(declarations((ROOT / EXT / "ct.h").read_text()))
 ffibuilder.set_source(
     "netflow._ct",
     '#include "ct.h"',
-    sources=[str(EXT / name) for name in ("conns.c", "decode.c", "recv.c", "table.c")],
-    depends=[str(EXT / name) for name in ("columns.h", "conns.h", "ct.h")],
+    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / EXT).glob("*.c")),
+    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / EXT).glob("*.h")),
     include_dirs=[str(EXT)],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

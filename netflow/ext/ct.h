@@ -161,7 +161,7 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  *			events have told since (it was waiting in the dump's
  *			socket) is ignored.
  * CT_DESTROY		close the last share, FLOW_CLOSED or FLOW_IDLE, by the
- *			last TCP or SCTP state (see end_reason() in table.c).
+ *			last TCP or SCTP state (see end_reason() in share.c).
  *			If waiting, what was last seen is the old owner's and
  *			the rest the new one's. Of an unknown connection the
  *			whole is recorded; a repeated DESTROY is ignored.
