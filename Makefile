@@ -32,7 +32,7 @@ install: ; tools/install
 uninstall: ; tools/install --remove
 
 clean:
-	rm -rf build dist *.egg-info vnet/py/*.egg-info vnet/py/vnet/xtables
-	rm -f vnet/py/vnet/_abi.* netflow/_ct.c netflow/*.so
+	rm -rf build dist *.egg-info vnet/py/*.egg-info vnet/py/vnet/xtables vnet/py/vnet/bpf_objects
+	rm -f vnet/py/vnet/_abi.* vnet/py/vnet/_bpf.* netflow/_ct.c netflow/*.so
 	$(MAKE) -s -C vnet/ext/iptables clean
 	$(MAKE) -s -C vnet/ext/kernel clean

@@ -1,7 +1,9 @@
-"""Build the two Python packages, their cffi modules and the iptables plugin.
+"""Build the two Python packages, their cffi modules, the iptables plugin and the eBPF objects.
 
 The kernel module is not built here: it belongs to a kernel, not to a Python
 environment (``make module`` or DKMS builds it), so this never needs headers.
+The eBPF objects fit any kernel: they need clang here, and nothing where they
+are loaded.
 """
 
 import shutil
@@ -12,10 +14,11 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PLUGIN = Path("vnet/ext/iptables")
+BPF = Path("vnet/ext/bpf")
 
 
 class BuildWithPlugin(build_py):
-    """build_py, then compile libxt_MARK.so and carry it as package data."""
+    """build_py, then compile libxt_MARK.so and the eBPF objects as package data."""
 
     def run(self):
         super().run()
@@ -24,6 +27,8 @@ class BuildWithPlugin(build_py):
         target = where / "vnet" / "xtables"
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy2(PLUGIN / "libxt_MARK.so", target / "libxt_MARK.so")
+        objects = (where / "vnet" / "bpf_objects").resolve()
+        subprocess.run(["make", "-s", "-C", BPF, f"OUT={objects}"], check=True)
 
 
 setup(
@@ -35,7 +40,11 @@ setup(
     package_dir={"": "vnet/py", "netflow": "netflow"},
     packages=["vnet", "netflow"],
     package_data={"vnet": ["py.typed"], "netflow": ["py.typed"]},
-    cffi_modules=["vnet/py/vnet/_abi_build.py:ffibuilder", "netflow/_ct_build.py:ffibuilder"],
+    cffi_modules=[
+        "vnet/py/vnet/_abi_build.py:ffibuilder",
+        "vnet/py/vnet/_bpf_build.py:ffibuilder",
+        "netflow/_ct_build.py:ffibuilder",
+    ],
     cmdclass={"build_py": BuildWithPlugin},
     install_requires=[
         "cffi>=1.17",

@@ -4,6 +4,7 @@ A message says what was tried and what came back; ``cure`` says what to do.
 """
 
 __all__ = [
+    "BpfError",
     "ConfigError",
     "ConflictError",
     "Interrupted",
@@ -55,6 +56,10 @@ class NetlinkError(VnetError):
     def __init__(self, message: str, errno: int, cure: str = "") -> None:
         super().__init__(message, cure)
         self.errno = errno
+
+
+class BpfError(VnetError):
+    """An eBPF program could not be loaded or attached, or a map not be used."""
 
 
 class RulesError(VnetError):
