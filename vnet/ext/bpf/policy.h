@@ -25,14 +25,17 @@ struct {
 	__type(value, struct vnet_facts);
 } facts SEC(".maps");
 
-/* Inner maps may have any max_entries; these say only what is in them. */
+/*
+ * Inner maps may have any max_entries; these say only what is in them. Sizes,
+ * not types: clang 14 leaves a structure that is named here only undefined.
+ */
 #define TABLE(name, key_type, value_type)				\
 	struct name##_table {						\
 		__uint(type, BPF_MAP_TYPE_HASH);			\
 		__uint(map_flags, BPF_F_NO_PREALLOC);			\
 		__uint(max_entries, 1);					\
-		__type(key, key_type);					\
-		__type(value, value_type);				\
+		__uint(key_size, sizeof(key_type));			\
+		__uint(value_size, sizeof(value_type));			\
 	};								\
 	struct {							\
 		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);		\
