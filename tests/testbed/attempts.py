@@ -18,7 +18,7 @@ get LEVEL OPTION           getsockopt of an int; the value is part of the answer
 bind ADDRESS PORT          or: an interface, PROTO (packet sockets)
 bindbytes FAMILY BYTES     any sockaddr, through bind(2) itself
 listen, name               getsockname's address and port are part of the answer
-connect ADDRESS PORT       begun, not waited for
+connect ADDRESS PORT       begun, not waited for; connectwait: until it is made
 send BYTES ADDRESS PORT [CMSGS]      sendmsg; CMSGS is a list of [LEVEL, TYPE, BYTES]
 sendif BYTES INTERFACE     a whole frame through a packet socket
 accept                     wait for a connection
@@ -63,19 +63,22 @@ class Attempt:
     def __init__(self, request: int) -> None:
         self.request = request
         self.got: list[Any] = []
-        self.sock = socket.socket.__new__(socket.socket)
+        self.sock: Any = None
 
     def run(self, steps: list[list[Any]]) -> None:
         """Take the steps; the answer is printed."""
-        word = ""
+        word, answer = "", {}
         try:
             for word, *arguments in steps:
                 getattr(self, f"do_{word}")(*arguments)
         except OSError as e:
             name = errno.errorcode.get(e.errno or 0, type(e).__name__)
-            tell(self.request, ok=False, at=word, errno=name, got=self.got)
+            answer = {"ok": False, "at": word, "errno": name}
         else:
-            tell(self.request, ok=True, got=self.got)
+            answer = {"ok": True}
+        if self.sock:  # whoever hears the answer may want the same port
+            self.sock.close()
+        tell(self.request, **answer, got=self.got)
 
     def do_socket(self, family: int | str, kind: int | str, proto: int | str = 0) -> None:
         self.sock = socket.socket(number(family), number(kind), number(proto))
@@ -110,6 +113,11 @@ class Attempt:
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, "connect")
         self.sock.setblocking(True)
+
+    def do_connectwait(self, address: str, port: int) -> None:
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect((address, port))
+        self.sock.settimeout(None)
 
     def do_send(self, data: str, address: str, port: int, cmsgs: Any = ()) -> None:
         ancillary = [(number(a), number(b), bytes.fromhex(c)) for a, b, c in cmsgs]
@@ -235,6 +243,8 @@ def main() -> None:
             os.waitpid(child, 0)
         else:
             children[request["id"]] = child
+    for child in children.values():
+        os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,394 @@
+"""What takes more than one attempt: for the host and the guests alike.
+
+Each function is a test of a guarded node (tests/guardbed.py); the table of
+single attempts is tests/guard_cases.py.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import guard_cases as cases
+from guard_cases import ICMP, PORT, PORT_B, RANGE, SINK, TCP, UDP, XIDS, World
+from guardbed import Guarded
+from testbed import nflog
+from vnet.config import port
+
+from vnet import bpf, policy
+
+USER_NS, NET_NS = 0x10000000, 0x40000000
+CLOSED = 4998
+"""A port of the peer that refuses: a connection from there leaves no TIME_WAIT behind."""
+LAST = RANGE[1] + 1
+"""The one port of a nearly full range that nobody has reserved."""
+Scenario = Callable[[Guarded, int], None]
+
+
+# -- ports the kernel picks ---------------------------------------------------
+
+
+@contextmanager
+def nearly_full(bed: Guarded) -> Iterator[None]:
+    """A local port range of which a holds all but one."""
+    before = bed.node.ns.run("sysctl", "-n", "net.ipv4.ip_local_port_range").stdout
+    bed.node.ns.sysctl(net__ipv4__ip_local_port_range=f"{RANGE[0]} {LAST}")
+    try:
+        yield
+    finally:
+        bed.node.ns.sysctl(net__ipv4__ip_local_port_range=before.strip())
+
+
+def picks(w: World, sctp: bool) -> dict[str, cases.Steps]:
+    """Every way in which the kernel picks a port."""
+    stream, datagram = ["socket", w.af, "SOCK_STREAM"], ["socket", w.af, "SOCK_DGRAM"]
+    late = ["set", 0, 24, 1]  # IP_BIND_ADDRESS_NO_PORT
+    to = ["connect", w.there, CLOSED]
+    found = {
+        "tcp listen": [stream, ["listen"], ["name"]],
+        "tcp connect": [stream, to, ["name"]],
+        "tcp bind to 0": [stream, ["bind", w.wild, 0], ["name"]],
+        "tcp bind without a port, connect": [stream, late, ["bind", w.here, 0], to, ["name"]],
+        "udp send": [datagram, ["send", "78", w.there, SINK], ["name"]],
+        "udp connect": [datagram, ["connect", w.there, SINK], ["name"]],
+        "udp bind to 0": [datagram, ["bind", w.wild, 0], ["name"]],
+    }
+    if sctp:
+        one = ["socket", w.af, "SOCK_STREAM", cases.SCTP]
+        found["sctp listen"] = [one, ["listen"], ["name"]]
+        found["sctp bind to 0"] = [one, ["bind", w.wild, 0], ["name"]]
+    return found
+
+
+def the_kernel_never_picks_a_reserved_port(bed: Guarded, family: int) -> None:
+    with nearly_full(bed):
+        for role in ("c", "node", "user"):
+            for name, steps in picks(bed.world(family), "sctp" in bed.has).items():
+                said = bed.agents[role].tries(steps)
+                assert said["ok"] and said["got"][0][1] == LAST, (role, name, said)
+        # who may bind to it still has to ask for it
+        w = bed.world(family)
+        owner = bed.agents["a"].tries([["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, RANGE[0]]])
+        assert owner["ok"], owner
+
+
+def with_the_last_free_port_taken_there_is_none(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    taken: cases.Steps = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, LAST], ["listen"]]
+    narrow = ["set", 0, 51, RANGE[0] | RANGE[1] << 16]  # IP_LOCAL_PORT_RANGE, 6.3
+    with nearly_full(bed):
+        with bed.agents["b"].holding([*taken, ["hold"]]):
+            for name, steps in picks(w, False).items():
+                if name.startswith("tcp"):
+                    said = bed.agents["c"].tries(steps)
+                    assert said.get("errno") in ("EADDRINUSE", "EADDRNOTAVAIL"), (name, said)
+        stream = ["socket", w.af, "SOCK_STREAM"]
+        for steps in ([["listen"]], [["connect", w.there, CLOSED]]):
+            said = bed.agents["c"].tries([stream, narrow, *steps])
+            expected = ("EADDRINUSE", "EADDRNOTAVAIL", "ENOPROTOOPT")
+            assert said.get("errno") in expected, said
+
+
+# -- marks --------------------------------------------------------------------
+
+
+def so_mark_changes_other_bits_only(bed: Guarded, family: int) -> None:
+    high = 0x50000
+    asked = high | XIDS["a"]
+    forms = {
+        "an int": ["set", "SOL_SOCKET", "SO_MARK", asked],
+        "two pages": [
+            "set",
+            "SOL_SOCKET",
+            "SO_MARK",
+            struct.pack("=I", asked).hex().ljust(16384, "0"),
+        ],
+        "io_uring": ["uring", "setsockopt", 1, 36, asked],
+    }
+    for role in ("b", "c", "f", "node", "a"):
+        for name, form in forms.items():
+            w = bed.world(family)
+            steps = [["socket", w.af, "SOCK_DGRAM"], form, ["get", "SOL_SOCKET", "SO_MARK"]]
+            with nflog.capture(bed.node.ns, hooks=("postrouting",)) as log:
+                said = bed.agents[role].tries([*steps, ["send", w.token.hex(), w.there, SINK]])
+                marks = [p.mark for p in log.seen() if w.token in p.payload]
+            if name == "io_uring" and said.get("errno") == "EOPNOTSUPP":
+                continue  # 6.7
+            assert said["ok"], (role, name, said)
+            assert said["got"] == [high | XIDS[role]], (role, name)
+            assert marks == [high | XIDS[role]], (role, name)
+
+
+def a_listener_cannot_give_its_connections_away(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    forged = ["set", "SOL_SOCKET", "SO_MARK", XIDS["a"]]
+    b, peer = bed.agents["b"], bed.agents["peer"]
+    listener = b.begins(
+        [
+            ["socket", w.af, "SOCK_STREAM"],
+            *(forged, ["set", "SOL_SOCKET", "SO_REUSEADDR", 1]),
+            *(["bind", w.here, PORT_B], ["listen"], ["go"], ["accept"]),
+            *(["get", "SOL_SOCKET", "SO_MARK"], ["receive", w.token.hex()]),
+        ]
+    )
+    assert b.answer(listener)["ok"]
+    with nflog.capture(bed.node.ns) as log:
+        client = [["socket", w.af, "SOCK_STREAM"], ["connectwait", w.here, PORT_B]]
+        assert peer.tries([*client, ["send", w.token.hex(), "", 0]])["ok"]
+        said = b.answer(listener)
+        xids = {(p.prefix, p.xid) for p in log.seen() if PORT_B in (p.sport, p.dport)}
+    assert said["ok"] and said["got"][0] == XIDS["b"], said
+    assert xids == {("input", XIDS["b"]), ("postrouting", XIDS["b"])}
+
+
+# -- sockets and processes that move ------------------------------------------
+
+
+def handed_over(bed: Guarded, giver: str, made: list, taker: str, then: list) -> dict:
+    """What ``taker`` comes to with a socket that ``giver`` has made."""
+    door = str(bed.node.base / f"door{next(bed.agents[taker].ids)}")
+    Path(door).unlink(missing_ok=True)
+    waiting = bed.agents[taker].begins([["take", door], *then])
+    assert bed.agents[taker].answer(waiting)["ok"]
+    given = bed.agents[giver].tries([*made, ["give", door]])
+    assert given["ok"], given
+    return bed.agents[taker].answer(waiting)
+
+
+def a_socket_stays_its_makers_whoever_holds_it(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    datagram, mine = ["socket", w.af, "SOCK_DGRAM"], ["bind", w.wild, PORT]
+    send = ["send", w.token.hex(), w.there, SINK]
+    # a's own: c uses it as a's, and what it sends is a's
+    with nflog.capture(bed.node.ns, hooks=("postrouting",)) as log:
+        said = handed_over(bed, "a", [datagram, mine], "c", [send])
+        marks = [p.mark for p in log.seen() if w.token in p.payload]
+    assert said["ok"] and marks == [XIDS["a"]], said
+    assert handed_over(bed, "a", [datagram], "c", [mine])["ok"]
+    # not a's: a's process cannot make it so
+    said = handed_over(bed, "c", [datagram], "a", [mine])
+    assert (said.get("at"), said.get("errno")) == ("bind", "EACCES"), said
+    forge = [["set", "SOL_SOCKET", "SO_MARK", XIDS["a"]], ["get", "SOL_SOCKET", "SO_MARK"]]
+    assert handed_over(bed, "c", [datagram], "a", forge)["got"] == [XIDS["c"]]
+    # a raw one is no more to c than it was to b
+    for number, out in ((PORT_B, True), (PORT, False)):
+        w = bed.world(family)
+        packet = cases.ip(w, UDP, cases.udp(w, number)).hex()
+        raw = [["socket", w.af, "SOCK_RAW", 255]]
+        handed_over(bed, "b", raw, "c", [["send", packet, w.there, 0]])
+        assert bool(bed.seen(w.token, family)) is out, number
+
+
+def a_socket_stays_with_the_slice_that_its_process_leaves(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    made, mine = ["socket", w.af, "SOCK_DGRAM"], ["bind", w.wild, PORT]
+    raw = ["socket", w.af, "SOCK_RAW", UDP]
+
+    def moved(role: str, to: str, before: list, after: list) -> dict:
+        return bed.agents[role].tries([*before, ["cgroup", str(bed.slices[to].path)], *after])
+
+    refused = {"at": "bind", "errno": "EACCES"}
+    assert moved("b", "a", [made], [mine]).items() >= refused.items()
+    assert moved("b", "a", [], [made, mine])["ok"]
+    assert moved("a", "c", [made], [mine])["ok"]
+    assert moved("a", "c", [], [made, mine]).items() >= refused.items()
+    assert moved("a", "c", [], [raw]).items() >= {"at": "socket", "errno": "EACCES"}.items()
+    assert moved("c", "a", [], [raw])["ok"]
+    # a process that moved while it held a connection of its old slice
+    with nflog.capture(bed.node.ns, hooks=("postrouting",)) as log:
+        assert moved("b", "a", [made], [["send", w.token.hex(), w.there, SINK]])["ok"]
+        assert [p.mark for p in log.seen() if w.token in p.payload] == [XIDS["b"]]
+
+
+def namespaces_made_inside_a_slice_open_nothing(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    mine = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, PORT]]
+    refused = {"ok": False, "at": "socket", "errno": "EACCES"}
+    for flags in (NET_NS, USER_NS, USER_NS | NET_NS):
+        for first in ([], [["uid", 65534]]):
+            if first and not flags & USER_NS:
+                continue  # an ordinary user makes no other namespace without that one
+            c, enter = bed.agents["c"], [*first, ["unshare", flags]]
+            entered = c.tries(enter)
+            assert entered["ok"], (flags, first, entered)
+            said = c.tries([*enter, ["socket", w.af, "SOCK_RAW", 255]])
+            # without the capability over its namespace it does not come that far
+            expected = ("EACCES", "EPERM") if flags == USER_NS else ("EACCES",)
+            assert not said["ok"] and said["errno"] in expected, (flags, first, said)
+            said = c.tries([*enter, *mine])
+            if flags & NET_NS:  # its ports are nobody's
+                assert said["ok"], said
+            else:
+                assert (said.get("at"), said.get("errno")) == ("bind", "EACCES"), said
+            if "mptcp" in bed.has:
+                said = c.tries([*enter, ["socket", w.af, "SOCK_STREAM", 262]])
+                assert said["errno"] == "EPROTONOSUPPORT"
+            if "lsm" in bed.has and flags & NET_NS:
+                said = c.tries([*enter, ["socket", "AF_PACKET", "SOCK_RAW", 0x0300]])
+                assert said.items() >= refused.items(), said
+    # with the grant it may, there too
+    said = bed.agents["b"].tries([["unshare", NET_NS], ["socket", w.af, "SOCK_RAW", 255]])
+    assert said["ok"], said
+
+
+# -- what raw sockets hear ----------------------------------------------------
+
+
+def _turned(w: World) -> World:
+    """The same as the peer sees it."""
+    return World(w.family, w.there, w.here, w.mine, w.nowhere, w.interface, w.token)
+
+
+def _to(bed: Guarded, proto: int, role: str, w: World) -> None:
+    """Let a packet with this token come in that belongs to a role."""
+    if proto == ICMP:
+        assert bed.agents[role].tries(cases.sends(kind=ICMP)(w))["ok"]
+        return
+    port = {"a": PORT, "b": PORT_B}[role]
+    make = cases.udp if proto == UDP else cases.tcp
+    packet = cases.ip(_turned(w), proto, summed(_turned(w), proto, make(w, SINK, port)))
+    raw = [["socket", w.af, "SOCK_RAW", 255], ["send", packet.hex(), w.here, 0]]
+    assert bed.agents["peer"].tries(raw)["ok"]
+
+
+def summed(w: World, proto: int, body: bytes) -> bytes:
+    """With the checksum of TCP or UDP: the receiver's conntrack wants it."""
+    at = 6 if proto == UDP else 16
+    pseudo = cases.pton(w.here) + cases.pton(w.there) + struct.pack(">II", len(body), proto)
+    return body[:at] + struct.pack(">H", cases.total(pseudo + body)) + body[at + 2 :]
+
+
+HEARD = {"icmp": ICMP, "udp": UDP, "tcp": TCP}
+
+
+def raw_sockets_hear_their_own_flows_only(bed: Guarded, family: int, what: str) -> None:
+    proto = HEARD[what]
+    first = bed.world(family)
+    number = first.icmp if proto == ICMP else proto
+    kind = "SOCK_DGRAM" if proto == UDP else "SOCK_STREAM"
+    foreign, own = bed.world(family), bed.world(family)
+
+    def server(port: int) -> cases.Steps:
+        listen = [["listen"]] if proto == TCP else []
+        reuse = ["set", "SOL_SOCKET", "SO_REUSEADDR", 1]
+        return [
+            *(["socket", first.af, kind], reuse),
+            *(["bind", first.here, port], *listen, ["hold"]),
+        ]
+
+    with bed.agents["a"].holding(server(PORT)), bed.agents["b"].holding(server(PORT_B)):
+        listening = {}
+        for role in ("b", "f", "node"):
+            steps = [["socket", first.af, "SOCK_RAW", number], ["go"], ["receive", own.token.hex()]]
+            listening[role] = bed.agents[role].begins(steps)
+            assert bed.agents[role].answer(listening[role])["ok"]
+        _to(bed, proto, "a", foreign)
+        _to(bed, proto, "b", own)
+        heard = {role: bed.agents[role].answer(n) for role, n in listening.items()}
+    tokens = {role: "".join(said["got"]) for role, said in heard.items()}
+    assert all(said["ok"] for said in heard.values()), heard
+    assert foreign.token.hex() not in tokens["b"]
+    assert foreign.token.hex() in tokens["f"]
+    assert foreign.token.hex() in tokens["node"]
+
+
+# -- conntrack ----------------------------------------------------------------
+
+
+def a_forged_packet_is_not_counted_to_the_connection(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    made = [["socket", w.af, "SOCK_DGRAM"], ["bind", w.here, PORT], ["connect", w.there, SINK]]
+    words = (f"src={w.here}", f"sport={PORT}", f"dport={SINK}")
+    bed.node.ns.run("conntrack", "-D", "-p", "udp", "--sport", str(PORT), check=False)
+    bed.node.ns.run("conntrack", "-D", "-f", "ipv6", "-p", "udp", "--sport", str(PORT), check=False)
+    with bed.agents["a"].holding([*made, ["send", w.token.hex(), "", 0], ["hold"]]):
+        bed.seen(w.token, family)
+        [before] = bed.tracked(*words)
+        assert "packets=1" in before
+        forged = cases.raw(lambda w: cases.ip(w, UDP, cases.udp(w, PORT)))
+        for role in ("b", "f", "node"):
+            bed.agents[role].tries(forged(w))
+        [after] = bed.tracked(*words)
+        assert "packets=1" in after
+        assert bed.agents["a"].tries(forged(w))["ok"]
+        [after] = bed.tracked(*words)
+        assert "packets=2" in after
+
+
+# -- updates ------------------------------------------------------------------
+
+
+def instance(bed: Guarded) -> Path:
+    """Where the guard is pinned."""
+    [found] = bpf.instances(Path(bed.node.env["VNET_BPF_DIR"]))
+    return found
+
+
+def no_door_opens_while_others_come_and_go(bed: Guarded, family: int) -> None:
+    w = bed.world(family)
+    where = instance(bed)
+    before = policy.read(where)
+    hammer = ["hammer", w.af, "SOCK_DGRAM", w.wild, PORT]
+    running = {role: bed.agents[role].begins([hammer]) for role in ("c", "node")}
+    for role, number in running.items():
+        assert bed.agents[role].answer(number)["ok"]
+    try:
+        for n in range(200):
+            policy.write(where, with_more(before, n % 7))
+    finally:
+        policy.write(where, before)
+        for role, number in running.items():
+            bed.agents[role].drops(number)
+    for role, number in running.items():
+        [results] = bed.agents[role].answer(number)["got"]
+        assert set(results) == {"EACCES"}, (role, results)
+        assert results["EACCES"] > 100
+
+
+def with_more(base: policy.Policy, more: int) -> policy.Policy:
+    """The policy, and so many slices with a port each beside it."""
+    return replace(
+        base,
+        slices={**base.slices, **{1 << 40 | n: 1000 + n for n in range(more)}},
+        ports=[*base.ports, *((port(f"tcp/{20000 + n}"), 1000 + n) for n in range(more))],
+    )
+
+
+@contextmanager
+def observing(bed: Guarded) -> Iterator[None]:
+    """The guard reports, and refuses nothing."""
+    where = instance(bed)
+    before = policy.read(where)
+    policy.write(where, replace(before, observe=True))
+    try:
+        yield
+    finally:
+        policy.write(where, before)
+
+
+def nothing_is_refused_in_observe_mode(bed: Guarded, without: tuple[str, ...]) -> None:
+    failed = []
+    with observing(bed):
+        for case in cases.cases():
+            if case.needs in without or (case.needs and case.needs not in bed.has):
+                continue
+            for family in case.families:
+                try:
+                    bed.check(case, family, observed=True)
+                except AssertionError as error:
+                    failed.append(f"{case.name}, v{family}: {error}")
+    assert not failed, "\n".join(failed)
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    the_kernel_never_picks_a_reserved_port,
+    with_the_last_free_port_taken_there_is_none,
+    so_mark_changes_other_bits_only,
+    a_listener_cannot_give_its_connections_away,
+    a_socket_stays_its_makers_whoever_holds_it,
+    a_socket_stays_with_the_slice_that_its_process_leaves,
+    namespaces_made_inside_a_slice_open_nothing,
+    a_forged_packet_is_not_counted_to_the_connection,
+    no_door_opens_while_others_come_and_go,
+)

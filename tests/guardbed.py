@@ -1,0 +1,300 @@
+"""A guarded node, somebody in each slice of tests/guard_cases.py, and a peer.
+
+    a, b, c, f, node, user --- node [vnet up] --- veth --- peer (listens to all)
+
+On the host the node is a namespace, in a guest the guest itself.
+"""
+
+import itertools
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import guard_cases as cases
+import pytest
+from guard_cases import UNSEEN, Case, Steps, World
+from testbed import cgroup, net, nflog
+from testbed.poll import until
+from vnetbed import Node
+
+from vnet import bpf
+
+_AGENT = [
+    *(sys.executable, "-I", "-S"),
+    str(Path(__file__).resolve().parent / "testbed" / "attempts.py"),
+]
+_SENDS = ("send", "uring", "connect", "sendif")
+
+
+@dataclass
+class Agent:
+    """Somebody in a slice who does what it is told (testbed.attempts)."""
+
+    role: str
+    process: subprocess.Popen[str]
+    answers: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    rest: bytes = b""
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def tries(self, steps: Steps) -> dict[str, Any]:
+        """Take the steps and say how it went."""
+        return self.answer(self.begins(steps, wait=True))
+
+    def begins(self, steps: Steps, wait: bool = False) -> int:
+        """Take steps that end in holding on, or wait for somebody."""
+        number = next(self.ids)
+        if self.role == "user":
+            steps = [["uid", 65534], *steps]
+        self._ask(id=number, steps=steps, wait=wait)
+        return number
+
+    def answer(self, number: int, timeout: float = 60) -> dict[str, Any]:
+        """The next answer to a request."""
+        deadline = time.monotonic() + timeout
+        while not self.answers.get(number):
+            out = self.process.stdout
+            assert out
+            left = max(deadline - time.monotonic(), 0)
+            assert select.select([out], [], [], left)[0], f"{self.role}: no answer"
+            data = os.read(out.fileno(), 65536)
+            assert data, f"{self.role} has ended"
+            *lines, self.rest = (self.rest + data).split(b"\n")
+            for line in lines:
+                said = json.loads(line)
+                self.answers.setdefault(said["id"], []).append(said)
+        return self.answers[number].pop(0)
+
+    def drops(self, number: int) -> None:
+        """End a request that holds on."""
+        mine = next(self.ids)
+        self._ask(id=mine, drop=number)
+        self.answer(mine)
+
+    @contextmanager
+    def holding(self, steps: Steps) -> Iterator[dict[str, Any]]:
+        """What a request that ends in ``hold`` has got, while it holds on."""
+        number = self.begins(steps)
+        try:
+            said = self.answer(number)
+            assert said["ok"], said
+            yield said
+        finally:
+            self.drops(number)
+
+    def _ask(self, **request: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+
+@dataclass
+class Guarded:
+    """See the drawing above."""
+
+    node: Node
+    peer: net.Namespace
+    link: net.Link
+    datapath: str
+    slices: dict[str, cgroup.Cgroup]
+    agents: dict[str, Agent]
+    log: nflog.Capture
+    has: frozenset[str]
+    """What this kernel has: sctp, lsm, uring-bind."""
+
+    def world(self, family: int) -> World:
+        """Addresses, and a token nobody has used."""
+        four = family == 4
+        here = self.link.a4 if four else self.link.a6
+        return World(
+            family,
+            here,
+            self.link.b4 if four else self.link.b6,
+            _second(here),
+            "192.0.2.77" if four else "2001:db8::77",
+            self.link.a_if,
+            os.urandom(8),
+        )
+
+    def seen(self, token: bytes, family: int = 4) -> list[nflog.Seen]:
+        """What has come out at the peer with this token in it."""
+        last = self.world(family)
+        sent = self.agents["node"].tries(cases.sends()(last))
+        assert sent["ok"], sent
+
+        # Sent after it on the same CPU, through the same queues.
+        def arrived() -> bool:
+            return any(last.token in packet.payload for packet in self.log.seen())
+
+        until(arrived, what="the packet after it")
+        return [packet for packet in self.log.seen() if token in packet.payload]
+
+    def tracked(self, *fields: str) -> list[str]:
+        """The lines of connection tracking that hold all these words."""
+        listed = "".join(
+            self.node.ns.run("conntrack", "-L", "-f", family).stdout for family in ("ipv4", "ipv6")
+        )
+        return [line for line in listed.splitlines() if set(fields) <= set(line.split())]
+
+    def check(self, case: Case, family: int, observed: bool = False) -> None:
+        """Each who is refused is, each who is allowed succeeds; observed: all succeed."""
+        if case.needs and case.needs not in self.has:
+            pytest.skip(f"this kernel has no {case.needs}")
+        refused = () if observed else case.refused
+        allowed = (*case.refused, *case.allowed) if observed else case.allowed
+        for role in refused:
+            world, said, seen = self.attempt(case, family, role)
+            if case.how == UNSEEN:
+                assert said["ok"] or said["at"] in _SENDS, (role, said)
+                assert seen == [], (role, said)
+                if not case.tracked:
+                    assert self.tracked(f"src={world.here}", f"dport={cases.SINK}") == []
+            else:
+                assert (said["ok"], said.get("at"), said.get("errno")) == (
+                    *(False, case.at, case.how),
+                ), (role, said)
+        for role in allowed:
+            _, said, seen = self.attempt(case, family, role)
+            assert said["ok"], (role, said)
+            assert seen or case.how != UNSEEN, (role, "nothing was seen of it")
+
+    def attempt(
+        self, case: Case, family: int, role: str
+    ) -> tuple[World, dict[str, Any], list[nflog.Seen]]:
+        """Let somebody try: the answer, and what came out at the peer."""
+        world = self.world(family)
+        with ExitStack() as stack:
+            if case.before:
+                who, steps = case.before
+                stack.enter_context(self.agents[who].holding(steps(world)))
+            said = self.agents[role].tries(case.steps(world))
+            seen = self.seen(world.token, family) if case.how == UNSEEN else []
+        return world, said, seen
+
+
+def _second(address: str) -> str:
+    """Another address of the same subnet: a's own."""
+    head, last = address.rsplit(":" if ":" in address else ".", 1)
+    return f"{head}:50" if ":" in address else f"{head}.{int(last) + 49}"
+
+
+def slices_toml(link: net.Link, slices: dict[str, cgroup.Cgroup]) -> str:
+    """The slices and their grants."""
+    ports = []
+    for proto in ("tcp", "udp", "sctp"):
+        ports += [f"{proto}/{cases.PORT}", f"{proto}/{cases.RANGE[0]}-{cases.RANGE[1]}"]
+        ports += [f"{proto}/{link.a4}:{cases.ON_ADDRESS}"]
+        ports += [f"{proto}/[{link.a6}]:{cases.ON_ADDRESS}"]
+    grants = {
+        "a": {
+            "raw": "own",
+            "ports": ports,
+            "addresses": [_second(link.a4), _second(link.a6)],
+        },
+        "b": {"raw": "own", "ports": [f"{p}/{cases.PORT_B}" for p in ("tcp", "udp")]},
+        "c": {},
+        "f": {"raw": "full"},
+    }
+    text = ""
+    for name, made in slices.items():
+        text += f'[[slice]]\nname = "{name}"\ncgroups = ["{made.rel}"]\nxid = {cases.XIDS[name]}\n'
+        if grants.get(name):
+            text += "[slice.grants]\n"
+            text += "".join(f"{key} = {json.dumps(v)}\n" for key, v in grants[name].items())
+    return text
+
+
+@contextmanager
+def agents(
+    ns: net.Namespace, peer: net.Namespace, slices: dict[str, cgroup.Cgroup]
+) -> Iterator[dict[str, Agent]]:
+    """Somebody in each slice, two outside, and one at the peer."""
+    with ExitStack() as stack:
+        found = {}
+        for role in (*slices, "node", "user", "peer"):
+            process = stack.enter_context(
+                (peer if role == "peer" else ns).popen(
+                    *_AGENT,
+                    cgroup=slices.get(role),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            stack.callback(process.stdin.close)
+            found[role] = Agent(role, process)
+        for agent in found.values():
+            agent.answer(0)
+        yield found
+
+
+@contextmanager
+def bpffs(at: Path) -> Iterator[Path]:
+    """A bpffs of our own."""
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+def what_it_has(ns: net.Namespace) -> frozenset[str]:
+    """What this kernel has of what not every kernel has."""
+    found = set()
+    for name, words in {
+        "sctp": "socket.socket(2, 1, 132)",
+        "mptcp": "socket.socket(2, 1, 262)",
+    }.items():
+        with suppress(AssertionError):
+            ns.run(sys.executable, "-I", "-S", "-c", f"import socket; {words}")
+            found.add(name)
+    major, minor = map(int, os.uname().release.split(".")[:2])
+    if (major, minor) >= (6, 11):
+        found.add("uring-bind")
+    if not bpf.lsm_lacking():
+        found.add("lsm")
+    return frozenset(found)
+
+
+@contextmanager
+def guarded(base: Path, ns: net.Namespace, datapath: str = "bpf") -> Iterator[Guarded]:
+    """A node that is up with this data path."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        made = {role: enter(cgroup.cgroup()) for role in cases.SLICES}
+        peer = enter(net.namespace("peer"))
+        link = enter(net.veth(ns, peer))
+        four, six = _second(link.a4), _second(link.a6)
+        ns.run(
+            *("ip", "-batch", "-"),
+            input=f"addr add {four}/24 dev {link.a_if}\naddr add {six}/64 dev {link.a_if} nodad\n",
+        )
+        with suppress(AssertionError):  # a guest may have had it already
+            ns.sysctl(net__ipv4__ping_group_range="0 2147483647")
+        has = what_it_has(ns)
+        node = Node(ns, base)
+        node.env["VNET_BPF_DIR"] = str(enter(bpffs(base / "bpf")))
+        (base / "config" / "slices.toml").write_text(slices_toml(link, made))
+        packet = "guarded" if "lsm" in has else "unguarded"
+        (base / "vnet.toml").write_text(f'[guard]\npacket_sockets = "{packet}"\n')
+        node.vnet("up", "--datapath", datapath)
+        stack.callback(node.vnet, "down")
+        log = enter(nflog.capture(peer, hooks=("prerouting",)))
+        found = enter(agents(ns, peer, made))
+        enter(found["peer"].holding(_sink("SOCK_DGRAM")))
+        enter(found["peer"].holding([*_sink("SOCK_STREAM")[:-1], ["listen"], ["hold"]]))
+        bed = Guarded(node, peer, link, datapath, made, found, log, has)
+        for family in (4, 6):  # the neighbours know each other from here on
+            bed.seen(b"", family)
+        yield bed
+
+
+def _sink(kind: str) -> Steps:
+    return [["socket", "AF_INET6", kind], ["bind", "::", cases.SINK], ["hold"]]
