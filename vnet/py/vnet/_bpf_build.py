@@ -47,9 +47,10 @@ struct vnet_event {
 """
 
 _LIBBPF = """
-#define BPF_F_NO_PREALLOC ...
-#define BPF_NOEXIST ...
-enum bpf_prog_type { BPF_PROG_TYPE_SOCKET_FILTER, BPF_PROG_TYPE_LSM, ... };
+enum bpf_prog_type {
+    BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_CGROUP_SKB, BPF_PROG_TYPE_CGROUP_SOCK,
+    BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_PROG_TYPE_CGROUP_SOCKOPT, ...
+};
 enum bpf_attach_type { BPF_CGROUP_INET_INGRESS, ... };
 
 struct bpf_object;
@@ -93,13 +94,18 @@ int vnet_map_info(int fd, uint32_t *numbers);
 int vnet_link_info(int fd, uint64_t *numbers);
 int vnet_table_create(const char *name, uint32_t key, uint32_t value, uint32_t entries);
 int vnet_cgroup_level(int root, uint64_t id);
+
+int vnet_ring_read(const uint8_t *producer, size_t page, size_t size, unsigned long *at,
+                   struct vnet_event *out, int room, unsigned long *unknown);
+unsigned long vnet_ring_position(const void *consumer);
+void vnet_ring_release(void *consumer, unsigned long at);
 """
 
 ffibuilder = FFI()
 ffibuilder.cdef(_CONSTANTS + _STRUCTS + _LIBBPF)
 ffibuilder.set_source(
     "vnet._bpf",
-    '#include "glue.h"\n#include "vnet_bpf.h"\n',
+    '#include "glue.h"\n#include "ring.h"\n#include "vnet_bpf.h"\n',
     include_dirs=[str(HEADER_DIR)],
     libraries=["bpf"],
 )
