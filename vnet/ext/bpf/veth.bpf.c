@@ -35,8 +35,8 @@ struct nf_conntrack_tuple___whole {
 	__u8 dir;
 };
 
-/* net/netfilter/nf_conntrack_bpf.c */
-struct bpf_ct_opts___first {
+/* net/netfilter/nf_conntrack_bpf.c; as long as 6.1 has it, which all take */
+struct bpf_ct_opts {
 	__s32 netns_id;
 	__s32 error;
 	__u8 l4proto;
@@ -46,7 +46,7 @@ struct bpf_ct_opts___first {
 
 struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx,
 				  struct bpf_sock_tuple *tuple, __u32 tuple_len,
-				  struct bpf_ct_opts___first *opts,
+				  struct bpf_ct_opts *opts,
 				  __u32 opts_len) __ksym __weak;
 void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 
@@ -119,12 +119,19 @@ static __always_inline void fill_receiver(struct __sk_buff *ctx, __u32 xid)
 	struct nf_conn *known = (void *)(nfct & ~NFCT_INFOMASK);
 	bool reply = (nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY;
 	__u32 shift = reply ? 0 : 16;
-	struct bpf_ct_opts___first opts = { };
+	struct bpf_ct_opts opts = { };
 	struct nf_conntrack_tuple___whole t = { };
 	struct bpf_sock_tuple tuple = { };
 	struct nf_conn *ct;
 	__u32 mark;
 
+	/*
+	 * nf_conntrack may be a module that was not there when this was
+	 * loaded: then there is nothing to call, and the verifier leaves the
+	 * rest out.
+	 */
+	if (!bpf_core_type_exists(struct bpf_ct_opts))
+		return;
 	if (!known || BPF_CORE_READ(known, mark) >> shift & VNET_XID_MASK)
 		return;
 	if (reply)
@@ -156,33 +163,18 @@ static __always_inline void fill_receiver(struct __sk_buff *ctx, __u32 xid)
 	bpf_ct_release(ct);
 }
 
-static __always_inline struct vnet_interface *mark_receiver(struct __sk_buff *ctx)
-{
-	struct vnet_interface *to = interface_of(ctx);
-
-	if (to) {
-		set_xid(ctx, to->xid);
-		ctx->tc_index = 0;	/* crossing the veth would not clear it */
-	}
-	return to;
-}
-
 /* What reaches a container. */
 SEC("tc")
 int vnet_to_veth(struct __sk_buff *ctx)
 {
-	struct vnet_interface *to = mark_receiver(ctx);
+	struct vnet_interface *to = interface_of(ctx);
 
-	if (to && is_addressee(ctx, to))
+	if (!to)
+		return TC_ACT_UNSPEC;
+	set_xid(ctx, to->xid);
+	ctx->tc_index = 0;	/* crossing the veth would not clear it */
+	if (is_addressee(ctx, to))
 		fill_receiver(ctx, to->xid);
-	return TC_ACT_UNSPEC;
-}
-
-/* The same where no program may write into connections. */
-SEC("tc")
-int vnet_to_veth_mark(struct __sk_buff *ctx)
-{
-	mark_receiver(ctx);
 	return TC_ACT_UNSPEC;
 }
 
