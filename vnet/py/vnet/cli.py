@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from vnet import __version__
+from vnet.cli_events import events
 from vnet.errors import VnetError
 from vnet.paths import CONFIG_DIR, RUN_DIR, STATE_DIR, Paths
 
@@ -221,6 +222,9 @@ def watch(paths: Paths, linger_minutes: float) -> None:
     from vnet import watch as watching
 
     watching.run(paths, linger_minutes * 60)
+
+
+cli.add_command(events)
 
 
 @cli.group(cls=_Group, name="slice")

@@ -1,6 +1,7 @@
 """What commands print: tables for people, JSON for programs."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ def _print(table: "Table") -> None:
     if not console.is_terminal:  # a pipe has no width: never cut a path
         console = Console(highlight=False, width=200)
     console.print(table)
+
+
+def rows(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
+    """Any table; a column that begins with > is right-justified.
+
+    Cells are text as it is, whoever chose it: no markup in [brackets].
+    """
+    from rich.text import Text
+
+    table = _table(*columns)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    _print(table)
 
 
 def outcome(found: "Outcome", as_json: bool, nothing: str, end: str) -> None:
