@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What has no cgroup hook: packet sockets, and SCTP's own bind
+ *
+ * Only where the kernel runs BPF LSM programs. The maps are those of
+ * base.bpf.o; the loader puts them in place of these.
+ */
+#include "events.h"
+#include "reserved.h"
+
+#define AF_RDS		21
+#define AF_RXRPC	33
+#define AF_SMC		43
+#define EAFNOSUPPORT	97
+#define SCTP_BINDX_ADD	100	/* SCTP_SOCKOPT_BINDX_ADD */
+#define BINDX_MAX	8	/* addresses looked at: the gate does the rest */
+
+char LICENSE[] SEC("license") = "GPL";
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} CO_RE;
+
+struct task_struct {
+	struct css_set *cgroups;
+} CO_RE;
+
+struct socket {
+	struct sock *sk;
+} CO_RE;
+
+struct net___cookie {
+	__u64 net_cookie;
+} CO_RE;
+
+struct sock_common___net {
+	struct {
+		struct net___cookie *net;
+	} skc_net;
+} CO_RE;
+
+/* Where the socket would be made: in the v2 cgroup of this thread. */
+static __always_inline __u32 xid_of_current(struct policy p)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return xid_of_cgroup(p, BPF_CORE_READ(task, cgroups, dfl_cgrp));
+}
+
+/*
+ * (AF_INET, SOCK_PACKET) comes here as AF_PACKET. SMC, RxRPC and RDS, like
+ * MPTCP, speak through sockets that the kernel makes for itself: what they
+ * send would be nobody's.
+ */
+SEC("lsm/socket_create")
+int vnet_lsm_socket_create(unsigned long long *ctx)
+{
+	int family = ctx[0], type = ctx[1], protocol = ctx[2], kern = ctx[3];
+	struct policy p = in_force();
+	struct vnet_event event = { };
+	int error = EACCES;
+
+	if (kern)
+		return 0;
+	switch (family) {
+	case AF_PACKET:
+	case AF_XDP:
+		event.kind = VNET_KIND_PACKET;
+		break;
+	case AF_RDS:
+	case AF_RXRPC:
+	case AF_SMC:
+		event.kind = VNET_KIND_MPTCP;
+		error = EAFNOSUPPORT;
+		break;
+	default:
+		return 0;
+	}
+	event.xid = xid_of_current(p);
+	if (!event.xid || (event.kind == VNET_KIND_PACKET &&
+			   find_in(grants, p, &event.xid) == VNET_RAW_FULL))
+		return 0;
+	event.family = family;
+	event.type = type;
+	event.proto = protocol;
+	by_process(&event);
+	return refuse(p, &event) ? -error : 0;
+}
+
+/* sockaddr_in, and the start of sockaddr_in6: family, port, address */
+struct sctp_address {
+	__u16 family;
+	__be16 port;
+	__be32 v4;		/* v6: the flow label */
+	struct vnet_address v6;
+};
+
+/* One address that an SCTP socket binds to, already in kernel memory. */
+static __always_inline bool may_bind_sctp(struct sock *sk, const void *from,
+					  __u32 *length)
+{
+	struct sock_common___net *common = (void *)sk;
+	struct policy p = in_force();
+	struct vnet_facts *f = facts_of(p);
+	struct sctp_address address = { };
+	struct vnet_event event = { };
+	struct vnet_address addr;
+
+	*length = 16;
+	if (bpf_probe_read_kernel(&address, 8, from))
+		return true;
+	if (address.family == AF_INET6) {
+		*length = 28;
+		bpf_probe_read_kernel(&address.v6, sizeof(address.v6),
+				      from + 8);
+		addr = address.v6;
+	} else {
+		addr = mapped(address.v4);
+	}
+	if (!f || BPF_CORE_READ(common, skc_net.net, net_cookie) !=
+		  f->netns_cookie)
+		return true;
+	event.xid = xid_of_sk(p, sk);
+	event.sport = bpf_ntohs(address.port);
+	event.kind = reserved_to_another(p, f, IPPROTO_SCTP, event.sport, &addr,
+					 event.xid, &event.owner);
+	if (event.kind == VNET_KIND_NONE)
+		return true;
+	event.family = address.family;
+	event.type = BPF_CORE_READ(sk, sk_type);
+	event.proto = IPPROTO_SCTP;
+	__builtin_memcpy(event.saddr, &addr, sizeof(event.saddr));
+	by_process(&event);
+	return !refuse(p, &event);
+}
+
+static __always_inline bool is_sctp(struct sock *sk)
+{
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+
+	return (family == AF_INET || family == AF_INET6) &&
+	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_SCTP;
+}
+
+SEC("lsm/socket_bind")
+int vnet_lsm_socket_bind(unsigned long long *ctx)
+{
+	struct socket *socket = plain((void *)ctx[0]);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
+	__u32 length;
+
+	if (!sk || !is_sctp(sk))
+		return 0;
+	return may_bind_sctp(sk, plain((void *)ctx[1]), &length) ? 0 : -EACCES;
+}
+
+/* sctp_bindx(3) is a setsockopt, with addresses one behind the other. */
+SEC("lsm/sctp_bind_connect")
+int vnet_lsm_sctp_bindx(unsigned long long *ctx)
+{
+	struct sock *sk = plain((void *)ctx[0]);
+	int optname = ctx[1], left = ctx[3];
+	void *from = plain((void *)ctx[2]);
+
+	if (optname != SCTP_BINDX_ADD)
+		return 0;
+	for (int n = 0; n < BINDX_MAX && left >= 16; n++) {
+		__u32 length;
+
+		if (!may_bind_sctp(sk, from, &length))
+			return -EACCES;
+		from += length;
+		left -= length;
+	}
+	return 0;
+}
