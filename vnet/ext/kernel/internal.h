@@ -177,6 +177,23 @@ static __always_inline u32 copyxid_half(const struct nf_conn *ct,
 	return end ? READ_ONCE(halves[1]) : READ_ONCE(halves[0]);
 }
 
+/* -- containers ------------------------------------------------------------ */
+
+/*
+ * A slice with a network namespace of its own is known by the host end of its
+ * veth: a tc program there (vnet/ext/bpf/veth.bpf.c) sets the mark of what it
+ * sends, and tc_index, which nothing else writes, as the witness that the mark
+ * is not another rule's. Returns its xid, or 0.
+ */
+static __always_inline u16 copyxid_container(const struct sk_buff *skb)
+{
+#ifdef CONFIG_NET_SCHED
+	if (unlikely(skb->tc_index) && (u16)skb->mark == skb->tc_index)
+		return skb->tc_index;
+#endif
+	return 0;
+}
+
 /* -- owner.c --------------------------------------------------------------- */
 
 /* What a socket says about its owner, where that is not an xid. */
@@ -236,6 +253,8 @@ void copyxid_record_sender(const struct nf_hook_state *state,
 			   const struct sock *sk, u32 xid);
 void copyxid_record_receiver(const struct net *net, struct nf_conn *ct,
 			     enum copyxid_end end, u32 xid);
+void copyxid_record_container(const struct net *net, struct nf_conn *ct,
+			      enum ip_conntrack_info ctinfo, u32 xid);
 
 /* -- genl.c ---------------------------------------------------------------- */
 

@@ -9,7 +9,8 @@
  *   out	the sending socket; the connection
  *   in		the receiving socket (a filled half answers for TCP, so that
  *		no socket need be looked up); the connection
- *   through	nobody
+ *   through	the container whose interface it came in by; the connection of
+ *		the container that it goes to
  *
  * The frequent cases are in this file in one piece, the rest is called.
  */
@@ -50,6 +51,27 @@ static noinline unsigned int nobody(struct sk_buff *skb,
 	return set_xid(skb, 0);
 }
 
+/* It passes through: from a container, or to one, or neither. */
+static noinline unsigned int through(struct sk_buff *skb,
+				     const struct nf_hook_state *state)
+{
+	enum ip_conntrack_info ctinfo;
+	struct nf_conn *ct = nf_ct_get(skb, &ctinfo);
+	u32 xid = copyxid_container(skb);
+
+	if (xid) {	/* which is the mark already */
+		copyxid_count(state->net, COPYXID_CNT_THROUGH_INTERFACE);
+		if (ct && skb->skb_iif)
+			copyxid_record_container(state->net, ct, ctinfo, xid);
+		return XT_CONTINUE;
+	}
+	xid = ct ? copyxid_half(ct, copyxid_end_in(ctinfo)) : 0;
+	if (!xid)
+		return nobody(skb, state, COPYXID_CNT_FORWARDED);
+	copyxid_count(state->net, COPYXID_CNT_THROUGH_CONN);
+	return set_xid(skb, xid);
+}
+
 /* The socket does not answer: the connection does, or a counter says why not. */
 static noinline unsigned int
 out_by_conn(struct sk_buff *skb, const struct nf_hook_state *state,
@@ -62,10 +84,11 @@ out_by_conn(struct sk_buff *skb, const struct nf_hook_state *state,
 	/*
 	 * The kernel's own packets are made here; one that was received (the
 	 * device is kept in skb_iif, and is cleared where a packet enters or
-	 * leaves a tunnel) only passes through.
+	 * leaves a tunnel) only passes through. A tunnel's outer packet is
+	 * the container's that sent the inner one; the tunnel is not.
 	 */
-	if (skb->skb_iif)
-		return nobody(skb, state, COPYXID_CNT_FORWARDED);
+	if (skb->skb_iif || copyxid_container(skb))
+		return through(skb, state);
 
 	ct = nf_ct_get(skb, &ctinfo);
 	if (ct) {
@@ -156,7 +179,11 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	int owner = COPYXID_NOT_A_SOCKET;
 	bool early;
 	u32 half = ct ? copyxid_half(ct, end) : 0;
+	u32 sender = copyxid_container(skb);
 
+	/* the mark becomes the receiver's; its sender was known by it till now */
+	if (sender && ct)
+		copyxid_record_container(state->net, ct, ctinfo, sender);
 	if (half && nf_ct_protonum(ct) != IPPROTO_UDP) {
 		copyxid_count(state->net, COPYXID_CNT_IN_CONN);
 		return set_xid(skb, half);
@@ -211,7 +238,7 @@ in(struct sk_buff *skb, const struct nf_hook_state *state)
 	const struct sock *sk;
 	u32 half;
 
-	if (unlikely(!ct || !net_eq(net, &init_net)))
+	if (unlikely(!ct || !net_eq(net, &init_net) || copyxid_container(skb)))
 		return in_slow(skb, state);
 	half = copyxid_half(ct, copyxid_end_in(ctinfo));
 	/*
@@ -255,7 +282,7 @@ static unsigned int copyxid_tg(struct sk_buff *skb,
 		return out(skb, state);
 	if (state->hook == NF_INET_PRE_ROUTING)
 		return in_slow(skb, state);
-	return nobody(skb, state, COPYXID_CNT_FORWARDED);
+	return through(skb, state);
 }
 
 static int copyxid_tg_check(const struct xt_tgchk_param *par)

@@ -2,8 +2,8 @@
 /*
  * A packet's owner goes into its half of ct->mark
  *
- * Called only when the half does not hold that owner already, so once or
- * twice in a connection's life. A half is empty, or somebody's:
+ * Called (but for containers) only when the half does not hold that owner
+ * already, so once or twice in a connection's life. A half is empty, or somebody's:
  *
  *   empty		filled
  *   somebody else's	the newer owner takes it over, with an event for
@@ -117,4 +117,21 @@ void copyxid_record_receiver(const struct net *net, struct nf_conn *ct,
 {
 	if (!nf_ct_is_template(ct))
 		write_half(net, ct, end, xid, true);
+}
+
+/*
+ * A container of xid sends this. Whoever is root in there may send anything, so
+ * it has no more rights than a raw sender: it fills what is empty.
+ */
+void copyxid_record_container(const struct net *net, struct nf_conn *ct,
+			      enum ip_conntrack_info ctinfo, u32 xid)
+{
+	enum copyxid_end end = copyxid_end_out(ctinfo);
+
+	if (copyxid_half(ct, end) == xid || nf_ct_is_template(ct))
+		return;
+	/* an ICMP error says nothing about the connection that it quotes */
+	if (ctinfo % IP_CT_IS_REPLY == IP_CT_RELATED && nf_ct_is_confirmed(ct))
+		return;
+	write_half(net, ct, end, xid, false);
 }

@@ -94,12 +94,14 @@ enum copyxid_counter {
 	COPYXID_CNT_IN_SOCKET,		/* by the receiving socket, early demux */
 	COPYXID_CNT_IN_LOOKUP,		/* by the receiving socket, looked up */
 	COPYXID_CNT_IN_CONN,		/* by the connection's half */
+	COPYXID_CNT_THROUGH_INTERFACE,	/* by the interface of its container */
+	COPYXID_CNT_THROUGH_CONN,	/* to a container, by the half */
 	/* attributed to nobody (xid 0) */
 	COPYXID_CNT_NODE_SOCKET,	/* a socket outside every slice */
 	COPYXID_CNT_NO_SOCKET,		/* no socket, and the half is empty */
 	COPYXID_CNT_NO_CONNTRACK,	/* no socket and no connection either */
 	COPYXID_CNT_OTHER_NETNS,	/* the socket is of another namespace */
-	COPYXID_CNT_FORWARDED,		/* passes through, no local end */
+	COPYXID_CNT_FORWARDED,		/* passes through, no slice at its ends */
 	/* what was recorded in ct->mark on the way */
 	COPYXID_CNT_FILLED,		/* an empty half was filled */
 	COPYXID_CNT_CONFLICT,		/* a filled half changed owner */

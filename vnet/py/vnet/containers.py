@@ -1,0 +1,326 @@
+"""Slices with a network namespace of their own: tc filters on the host ends of their veths.
+
+A slice's file names the interfaces. Those that are there get two filters, on
+the clsact qdisc, ingress (what the container sends) and egress (what reaches
+it), and an entry in the instance's map ``interfaces``; those that come later
+get them from ``vnet watch``. An interface that goes takes its filters along.
+See vnet/ext/bpf/veth.bpf.c and docs/containers.md.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vnet import bpf, netlink
+from vnet.bpfmaps import Map, lib, pinned
+from vnet.errors import BpfError
+
+#: Ours, by which they are found again. Filters of a lower priority see a
+#: packet first, and so without its xid.
+PRIORITY = 7
+HANDLE = 0x766E6574
+
+#: program: the clsact qdisc's side (linux/pkt_sched.h: TC_H_CLSACT, its minors)
+_SIDES = {"vnet_from_veth": 0xFFFFFFF2, "vnet_to_veth": 0xFFFFFFF3}
+_ETH_P_ALL = 3  # pyroute2 swaps it
+
+#: struct vnet_interface (veth.h): xid, made_clsact, MAC address
+_ENTRY = struct.Struct("=II6s2x")
+_KEY = struct.Struct("=I")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the map says of an interface."""
+
+    xid: int
+    made_clsact: bool = False
+    mac: bytes = bytes(6)
+
+    def pack(self) -> bytes:
+        return _ENTRY.pack(self.xid, self.made_clsact, self.mac)
+
+
+def _entry(data: bytes) -> Entry:
+    xid, made, mac = _ENTRY.unpack(data)
+    return Entry(xid, bool(made), mac)
+
+
+def apply(instance: Path, wanted: Mapping[str, int]) -> list[str]:
+    """Have every wanted interface ({name: xid}) that is there marked, and no other.
+
+    Returns what was done, in words; doing it again does nothing. An interface
+    that is not there is no error: it may come. Raises BpfError.
+    """
+    done: list[str] = []
+    with _interfaces(instance) as table:
+        known = _entries(table)
+        if not wanted and not known:
+            return done  # pyroute2 is slow to import
+        with _kernel(instance) as kernel:
+            there = kernel.indexes()
+            xids = {there[name]: xid for name, xid in wanted.items() if name in there}
+            names = {index: name for name, index in there.items()}
+            for index in [index for index in known if index not in xids]:
+                if kernel.leave(index, known[index].made_clsact) and index in names:
+                    done.append(f"took the filters off {names[index]}")
+                table.try_delete(_KEY.pack(index))
+            for index, xid in xids.items():
+                done += kernel.mark(names[index], index, xid, known.get(index), table)
+    return done
+
+
+def remove(instance: Path) -> list[str]:
+    """Take away all that ``apply`` has made. Returns what was done, in words. Raises BpfError."""
+    return apply(instance, {})
+
+
+def healthy(instance: Path, wanted: Mapping[str, int]) -> list[str]:
+    """What is not as ``apply`` would leave it, in words. Raises BpfError."""
+    wrong: list[str] = []
+    with _interfaces(instance) as table:
+        known = _entries(table)
+        if not wanted and not known:
+            return wrong
+        with _kernel(instance) as kernel:
+            there = kernel.indexes()
+            xids = {there[name]: xid for name, xid in wanted.items() if name in there}
+            for name, index in there.items():
+                if index not in xids:
+                    if index in known:
+                        wrong.append(f"interface {name} is still marked")
+                    continue
+                entry = known.get(index)
+                if entry is None or entry.xid != xids[index]:
+                    wrong.append(f"interface {name} is not known as that of xid {xids[index]}")
+                for program in _SIDES:
+                    if kernel.filter_name(index, program) != kernel.label(program):
+                        wrong.append(f"interface {name}: the tc filter {program} is missing")
+    return wrong
+
+
+def missing(wanted: Mapping[str, int]) -> list[str]:
+    """The wanted interfaces that are not there (yet), sorted."""
+    return sorted(set(wanted) - {name for _, name in socket.if_nameindex()})
+
+
+# -- interfaces that come ----------------------------------------------------
+
+_RTNETLINK = 0
+_RTMGRP_LINK = 1
+_RTM_NEWLINK = 16
+_IFLA_IFNAME = 3
+_HEADER = struct.Struct("=IHHII")
+_IFINFOMSG = 16
+
+
+def listen() -> socket.socket:
+    """A socket that becomes readable when an interface of this namespace comes or changes."""
+    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _RTNETLINK)
+    heard.bind((0, _RTMGRP_LINK))
+    heard.setblocking(False)
+    return heard
+
+
+def changed(heard: socket.socket) -> set[str] | None:
+    """The names of the interfaces that came or changed since the last call.
+
+    None: the kernel had more to tell than the socket holds; look at all.
+    """
+    names: set[str] = set()
+    while True:
+        try:
+            data = heard.recv(1 << 16)
+        except BlockingIOError:
+            return names
+        except OSError:  # ENOBUFS: some were lost
+            _drain(heard)
+            return None
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, *_ = _HEADER.unpack_from(data, at)
+            if length < _HEADER.size:
+                break
+            if kind == _RTM_NEWLINK:
+                found = netlink.attrs(data[at + _HEADER.size + _IFINFOMSG : at + length])
+                names.add(found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"))
+            at += (length + 3) & ~3
+
+
+def _drain(heard: socket.socket) -> None:
+    while True:
+        try:
+            heard.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            continue
+
+
+# -- the kernel's side -------------------------------------------------------
+
+
+@contextmanager
+def _interfaces(instance: Path) -> Iterator[Map]:
+    with pinned(instance / "maps" / "interfaces") as table:
+        if table.value_size != _ENTRY.size:
+            raise BpfError(
+                f"{instance}/maps/interfaces: entries of {table.value_size} bytes instead of "
+                f"{_ENTRY.size}: made by another version",
+                "vnet up",
+            )
+        yield table
+
+
+def _entries(table: Map) -> dict[int, Entry]:
+    return {_KEY.unpack(key)[0]: _entry(value) for key, value in table.items().items()}
+
+
+@contextmanager
+def _kernel(instance: Path) -> Iterator["_Kernel"]:
+    from pyroute2 import IPRoute
+
+    programs = {name: bpf.program(instance, name) for name in _SIDES}
+    try:
+        with IPRoute() as route:
+            yield _Kernel(instance, route, programs)
+    finally:
+        for fd in programs.values():
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """An open rtnetlink socket, and the programs to be put on interfaces."""
+
+    instance: Path
+    route: Any  # pyroute2 has no types
+    programs: Mapping[str, int]  #: name: descriptor
+
+    def indexes(self) -> dict[str, int]:
+        """The interfaces of this namespace: name: ifindex."""
+        return {name: index for index, name in socket.if_nameindex()}
+
+    def label(self, program: str) -> str:
+        """A filter's name: which program it holds, by the kernel's number for it.
+
+        pyroute2 does not read TCA_BPF_ID. A number is not used twice, so a
+        filter with a program of an instance that is gone is told apart.
+        """
+        return f"{program}#{lib.vnet_prog_id(self.programs[program])}"
+
+    def mark(self, name: str, index: int, xid: int, entry: Entry | None, table: Map) -> list[str]:
+        """Bring one interface in step."""
+        todo = [p for p in _SIDES if self.filter_name(index, p) != self.label(p)]
+        if not todo and entry is not None and entry.xid == xid:
+            return []
+        try:
+            ours = len(todo) < len(_SIDES)
+            made = self._clsact(index) or self._made_before(index, entry if ours else None)
+            mac = entry.mac if entry else bytes(6)
+            # The entry first: a filter without one marks nothing.
+            table.set(_KEY.pack(index), Entry(xid, made, mac).pack())
+            for program in todo:
+                self.route.tc(
+                    "replace-filter",
+                    "bpf",
+                    index,
+                    handle=HANDLE,
+                    fd=self.programs[program],
+                    name=self.label(program),
+                    parent=_SIDES[program],
+                    direct_action=True,
+                    protocol=_ETH_P_ALL,
+                    prio=PRIORITY,
+                )
+        except self._refusal() as refused:
+            if refused.code == errno.ENODEV:  # it went away just now
+                table.try_delete(_KEY.pack(index))
+                return []
+            raise BpfError(
+                f"interface {name}: tc filter of priority {PRIORITY}: the kernel says: "
+                f"{os.strerror(refused.code)}",
+                "CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS are needed, and no filter of "
+                f"another kind with that priority: tc filter show dev {name} ingress",
+            ) from refused
+        return [f"marked interface {name} as xid {xid}"]
+
+    def leave(self, index: int, made_clsact: bool) -> bool:
+        """Take our filters off, and the qdisc if it was ours and nobody uses it."""
+        ours = False
+        refusal = self._refusal()
+        for program, side in _SIDES.items():
+            if not self.filter_name(index, program):
+                continue
+            ours = True
+            try:
+                self.route.tc(
+                    "del-filter",
+                    "bpf",
+                    index,
+                    handle=HANDLE,
+                    parent=side,
+                    protocol=_ETH_P_ALL,
+                    prio=PRIORITY,
+                )
+            except refusal as refused:
+                if refused.code not in (errno.ENOENT, errno.ENODEV):
+                    raise BpfError(
+                        f"interface {index}: removing a tc filter: {os.strerror(refused.code)}"
+                    ) from refused
+        if ours and made_clsact and not any(self._filters(index, s) for s in _SIDES.values()):
+            with suppress(refusal):  # somebody else has taken it away
+                self.route.tc("del", "clsact", index)
+        return ours
+
+    def filter_name(self, index: int, program: str) -> str:
+        """The name of our filter on one side of an interface; "" if there is none."""
+        for found in self._filters(index, _SIDES[program]):
+            options = found.get_attr("TCA_OPTIONS")
+            if found["handle"] == HANDLE and found["info"] >> 16 == PRIORITY and options:
+                name = str(options.get_attr("TCA_BPF_NAME") or "")
+                if name.startswith(f"{program}#"):
+                    return name
+        return ""
+
+    def _filters(self, index: int, side: int) -> list[Any]:
+        try:
+            return [f for f in self.route.get_filters(index, parent=side) if f["handle"]]
+        except self._refusal():  # no such interface, or no clsact on it
+            return []
+
+    def _clsact(self, index: int) -> bool:
+        """Have the qdisc there. Returns whether it was made now."""
+        try:
+            self.route.tc("add", "clsact", index)
+        except self._refusal() as refused:
+            if refused.code == errno.EEXIST:
+                return False
+            raise
+        return True
+
+    def _made_before(self, index: int, entry: Entry | None) -> bool:
+        """Whether the qdisc is ours from before, perhaps of another version's instance."""
+        if entry is not None:
+            return entry.made_clsact
+        for other in bpf.instances(self.instance.parent):
+            path = other / "maps" / "interfaces"
+            if other == self.instance or not path.exists():
+                continue
+            with pinned(path) as table:
+                data = table.get(_KEY.pack(index)) if table.value_size == _ENTRY.size else None
+            if data is not None and _entry(data).made_clsact:
+                return True
+        return False
+
+    @staticmethod
+    def _refusal() -> type[Any]:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        return NetlinkError  # type: ignore[no-any-return]
