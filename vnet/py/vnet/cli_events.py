@@ -207,7 +207,7 @@ def _follow(paths: Paths, drain: "Drain", tail: "Tail", as_json: bool) -> None:
         waiting.register(drain, select.POLLIN)
         while True:
             _print_lines(tail.new(), as_json)
-            waiting.poll()
+            waiting.poll(1000)  # ms; a node that comes up wakes nobody
             inotify.read(timeout=0)
             drain.drain()
 

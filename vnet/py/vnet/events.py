@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 from inotify_simple import INotify, flags
@@ -198,7 +197,7 @@ class Drain:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._rings: dict[Path, Ring] = {}
+        self._rings: dict[int, Ring] = {}  #: by the instance's inode
         self._epoll = select.epoll()
         self._inotify = INotify(nonblocking=True)
         self._epoll.register(self._inotify, select.EPOLLIN)
@@ -211,23 +210,28 @@ class Drain:
         return self._epoll.fileno()
 
     def refresh(self) -> None:
-        """Look which instances there are now."""
+        """Look which instances there are now; needed only where there was none before."""
+        for event in self._inotify.read(timeout=0):
+            if event.mask & flags.IGNORED:  # the directory went with its last instance
+                self._watched = False
         if not self._watched:
-            with contextlib.suppress(OSError):  # the node was never up: nothing to watch
-                self._inotify.add_watch(self._paths.bpf_dir, flags.MOVED_TO | flags.DELETE)
+            with contextlib.suppress(OSError):  # the node is down: nothing to watch
+                self._inotify.add_watch(self._paths.bpf_dir, flags.MOVED_TO | flags.MOVED_FROM)
                 self._watched = True
-        there = bpf.instances(self._paths.bpf_dir)
-        for instance in there:
-            if instance in self._rings:
-                continue
-            with contextlib.suppress(BpfError):  # it went away in this moment
-                ring = Ring(instance / "maps" / "events")
-                self._rings[instance] = ring
-                self._epoll.register(ring, select.EPOLLIN)
-        for instance in self._rings.keys() - set(there):
-            ring = self._rings.pop(instance)
+        # One of the same objects has the name of the one before, not its inode.
+        there = {}
+        for instance in bpf.instances(self._paths.bpf_dir):
+            with contextlib.suppress(FileNotFoundError):
+                there[instance.stat().st_ino] = instance
+        for inode in self._rings.keys() - there.keys():
+            ring = self._rings.pop(inode)
             self._epoll.unregister(ring)
             ring.close()
+        for inode in there.keys() - self._rings.keys():
+            with contextlib.suppress(BpfError):  # it went away in this moment
+                ring = Ring(there[inode] / "maps" / "events")
+                self._rings[inode] = ring
+                self._epoll.register(ring, select.EPOLLIN)
 
     def drain(self, wait: bool = False) -> int:
         """Move what waits in the rings to the log; how many events that was.
@@ -243,8 +247,7 @@ class Drain:
                 time.sleep(0.02)
                 return 0
             count = sum(self._batch(ring) for ring in self._rings.values())
-        if self._inotify.read(timeout=0) or not self._watched:
-            self.refresh()
+        self.refresh()  # after it: what an instance that is gone still held is read
         return count
 
     def _batch(self, ring: Ring) -> int:
