@@ -174,9 +174,12 @@ def naming(paths: Paths) -> Iterator[Namer]:
 
 @contextlib.contextmanager
 def reading(paths: Paths, wait: bool) -> Iterator[bool]:
-    """Be the one reader of the ring; False if somebody else is and we do not wait."""
-    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(paths.run_dir / "events.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Be the one reader of the ring; False if somebody else is and we do not wait.
+
+    The lock is that of the directory in which the log lies.
+    """
+    paths.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(paths.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
