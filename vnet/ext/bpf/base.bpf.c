@@ -14,5 +14,6 @@
 #include "bind.h"
 #include "gate.h"
 #include "ingress.h"
+#include "path.h"
 
 char LICENSE[] SEC("license") = "GPL";

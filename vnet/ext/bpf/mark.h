@@ -63,6 +63,7 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 {
 	__u32 *mark = ctx->optval;
 	struct vnet_event event = { };
+	struct vnet_facts *f;
 	struct policy p;
 	struct sock *sk;
 	__u32 asked;
@@ -73,9 +74,14 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 			ctx->optlen = 0;
 		return 1;
 	}
-	if ((void *)(mark + 1) > ctx->optval_end)
-		return 1;	/* too short for the kernel as well */
+	/* too short for the kernel as well; the buffer has room for 16 bytes */
+	if (ctx->optlen < (int)sizeof(*mark) ||
+	    (void *)(mark + 1) > ctx->optval_end)
+		return 1;
 	p = in_force();
+	f = facts_of(p);
+	if (!f || !f->levels)
+		return 1;	/* a new instance, beside the one that knows the slices */
 	sk = plain(ctx->sk);
 	asked = *mark;
 	event.xid = xid_of_sk(p, sk);
@@ -131,39 +137,6 @@ int vnet_raw(struct __sk_buff *ctx)
 	struct sock *sk = sender_of(skb);
 
 	return sk && !is_ordinary(sk) && (ctx->mark & VNET_XID_MASK);
-}
-
-/*
- * Whether a raw sender may fill the empty half of its connection: where it
- * has just made the connection, or nobody else can be at this end. The
- * module looks further: a socket filter cannot look up sockets, so TCP and
- * UDP connections that others began are not filled here.
- */
-SEC("socket")
-int vnet_may_fill(struct __sk_buff *ctx)
-{
-	struct sk_buff *skb = plain(ctx);
-	unsigned long nfct = BPF_CORE_READ(skb, _nfct);
-	struct nf_conn *ct = (void *)(nfct & ~NFCT_INFOMASK);
-	__u32 ctinfo = nfct & NFCT_INFOMASK;
-
-	if (!ct)
-		return 0;
-	if (!(BPF_CORE_READ(ct, status) & IPS_CONFIRMED))
-		return 1;
-	/* a forged ICMP error says nothing about the connection it quotes */
-	if (ctinfo % IP_CT_IS_REPLY == IP_CT_RELATED)
-		return 0;
-	switch (BPF_CORE_READ(ct, tuplehash[0].tuple.dst.protonum)) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
-	case IPPROTO_ICMP:	/* the kernel answers these itself */
-	case IPPROTO_ICMPV6:
-	case IPPROTO_SCTP:
-	case IPPROTO_DCCP:
-		return 0;
-	}
-	return 1;
 }
 
 #endif /* _VNET_MARK_H */
