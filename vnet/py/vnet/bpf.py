@@ -90,6 +90,7 @@ def load(bpf_dir: Path, lsm: bool) -> Path:
         new.rename(instance)
     except BaseException:
         _unpin(new)
+        _drop(bpf_dir)
         raise
     return instance
 
@@ -100,8 +101,7 @@ def remove(instance: Path) -> None:
     with suppress(FileNotFoundError):
         instance.rename(old)
     _unpin(old)
-    with suppress(OSError):  # not ours to remove, or another instance is in it
-        instance.parent.rmdir()
+    _drop(instance.parent)
 
 
 def sweep(bpf_dir: Path) -> list[str]:
@@ -365,6 +365,11 @@ def _program_problem(instance: Path, each: Program, top: int) -> str:
     if each.kind != lib.BPF_PROG_TYPE_LSM and cgroup != top:
         return f"link {each.name} is detached"
     return ""
+
+
+def _drop(bpf_dir: Path) -> None:
+    with suppress(OSError):  # another instance is in it, or it is where bpffs is mounted
+        bpf_dir.rmdir()
 
 
 def _unpin(directory: Path) -> None:
