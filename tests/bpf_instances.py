@@ -2,13 +2,14 @@
 
 import itertools
 import os
+import socket
 import sys
-from socket import AF_INET, SOCK_RAW, SOCK_STREAM
+from socket import AF_INET, SOCK_RAW, SOCK_STREAM, SOL_SOCKET
 from unittest import mock
 
 import bpfbed
 import pytest
-from bpfbed import A, B, inside, marks
+from bpfbed import SO_MARK, A, B, inside, mark, marks
 from testbed.cgroup import cgroup
 from vnet._bpf import lib
 from vnet.errors import BpfError
@@ -75,10 +76,19 @@ def test_what_is_wrong_with_an_instance_is_told_and_mended(own_bed):
     assert inside(own_bed.a, lambda: marks(KINDS[0])) == [A]
 
 
+def forge():
+    with socket.socket(AF_INET, SOCK_STREAM) as sock:
+        sock.setsockopt(SOL_SOCKET, SO_MARK, 0x50000 | B)
+        return mark(sock)
+
+
 def test_two_versions_side_by_side_both_hold(own_bed, tmp_path):
     with mock.patch("vnet.bpf.version", return_value="0123456789ab"):
         newer = bpf.load(own_bed.instance.parent, False)
+    # The newer one knows no slice yet, and leaves the older one's alone.
+    assert inside(own_bed.a, forge) == 0x50000 | A
     policy.write(newer, policy.read(own_bed.instance))
+    assert inside(own_bed.a, forge) == 0x50000 | A
     assert bpf.instances(own_bed.instance.parent) == sorted([newer, own_bed.instance])
     bpf.remove(own_bed.instance)
     assert inside(own_bed.a, lambda: marks(*KINDS)) == [A, "EACCES"]

@@ -63,10 +63,9 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 {
 	__u32 *mark = ctx->optval;
 	struct vnet_event event = { };
-	struct vnet_facts *f;
 	struct policy p;
 	struct sock *sk;
-	__u32 asked;
+	__u32 asked, low;
 
 	if (ctx->level != SOL_SOCKET || ctx->optname != SO_MARK) {
 		/* more than a page is not shown here: 0 lets it pass */
@@ -79,17 +78,21 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 	    (void *)(mark + 1) > ctx->optval_end)
 		return 1;
 	p = in_force();
-	f = facts_of(p);
-	if (!f || !f->levels)
-		return 1;	/* a new instance, beside the one that knows the slices */
 	sk = plain(ctx->sk);
-	asked = *mark;
 	event.xid = xid_of_sk(p, sk);
-	*mark = with_xid(asked, event.xid);
+	low = event.xid;
+	asked = *mark;
+	/*
+	 * Nobody's socket has 0 from birth and keeps it; it may also be of a
+	 * slice that only another instance of these programs knows of.
+	 */
+	if (!low && (asked & VNET_XID_MASK))
+		low = BPF_CORE_READ(sk, sk_mark);
+	*mark = with_xid(asked, low);
 	/* never 0, which would pass the original on, however long it says it is */
 	ctx->optlen = sizeof(*mark);
 	asked &= VNET_XID_MASK;
-	if (!asked || asked == event.xid)
+	if (!asked || asked == (low & VNET_XID_MASK))
 		return 1;
 	event.kind = VNET_KIND_MARK;
 	event.mark = asked;
