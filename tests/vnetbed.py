@@ -1,8 +1,9 @@
 """A node to bring up and down in a namespace, its fingerprint, and tools that kill.
 
-The host kernel has no module, so ``python -m vnetbed up`` takes ``vnet up``'s
-own steps except those that need it, with an ordinary MARK rule as the body:
-lock, guard, journal, sysctls, rules, read-back and state are the product's.
+``python -m vnetbed up`` takes ``vnet up``'s own steps that put rules in place,
+with ordinary rules instead of a data path's, so that the rules are tested by
+themselves: lock, guard, journal, sysctls, rules, read-back and state are the
+product's.
 """
 
 import json
@@ -13,12 +14,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from testbed.net import Namespace
+from vnet.datapath import Chain
 
 BODY = "-j MARK --set-xmark 0x7/0xffff"
+CHAINS = (
+    Chain("raw", "OUTPUT", "VNET-OUT", ("-m addrtype ! --src-type LOCAL -j DROP",)),
+    Chain("mangle", "INPUT", "VNET-INPUT", (BODY,)),
+    Chain("mangle", "POSTROUTING", "VNET-POST", ("-m mark ! --mark 0x0/0xffff -j RETURN", BODY)),
+)
 PY = Path(__file__).resolve().parent.parent / "vnet" / "py"
 
 #: everything a ``vnet up`` could leave behind, as text that only changes if it does
@@ -32,14 +41,17 @@ done
 echo "== nft"; nft list ruleset 2>/dev/null
 echo "== sysctls"
 sysctl net.netfilter.nf_conntrack_acct net.netfilter.nf_conntrack_timestamp \
-  net.netfilter.nf_conntrack_events 2>/dev/null
+  net.netfilter.nf_conntrack_events net.ipv4.ip_local_reserved_ports 2>/dev/null
 exit 0
 """
 
 
 @dataclass
 class Node:
-    """A namespace (or the guest itself) with its own vnet directories."""
+    """A namespace (or the guest itself) with its own vnet directories.
+
+    Its eBPF programs need ``bpffs(base)``.
+    """
 
     ns: Namespace
     base: Path
@@ -48,6 +60,7 @@ class Node:
     def __post_init__(self) -> None:
         for name in ("config", "state", "run"):
             self.env[f"VNET_{name.upper()}_DIR"] = str(self.base / name)
+        self.env["VNET_BPF_DIR"] = str(self.bpf_dir)
         (self.base / "config").mkdir(parents=True, exist_ok=True)
 
     @property
@@ -55,7 +68,15 @@ class Node:
         """As the product's functions want them."""
         from vnet.paths import Paths
 
-        return Paths(self.base / "config", self.base / "state", self.base / "run")
+        return Paths(self.base / "config", self.base / "state", self.base / "run", self.bpf_dir)
+
+    @property
+    def bpf_dir(self) -> Path:
+        return self.base / "bpf" / "vnet"
+
+    def settings(self, text):
+        """Write vnet.toml."""
+        (self.base / "vnet.toml").write_text(text)
 
     def vnet(self, *argv, check=True, path=None, timeout=240):
         """Run the command ``vnet``; ``path``: a directory whose tools come first."""
@@ -88,14 +109,43 @@ class Node:
         (self.base / "config" / "slices.toml").write_text("\n".join(lines) + "\n")
 
     def fingerprint(self, files=True):
-        """Rules, sysctls and (without the lock) the files of the run directory."""
+        """Rules, sysctls, eBPF instances, and (without the lock) the run directory's files."""
         text = self.ns.run("sh", "-c", _LOOK).stdout
         run = self.base / "run"
         for path in sorted(run.iterdir()) if files and run.exists() else []:
             if path.name != "lock":
                 text += f"== {path.name}\n{path.read_text()}\n"
+        text += "".join(f"{path}\n" for path in sorted(self.bpf_dir.glob("*")))
         # Packet counters move with the packets of the test itself.
         return re.sub(r"\[\d+:\d+\]|packets \d+ bytes \d+", "", text)
+
+
+#: for a kernel that has no BPF LSM
+UNGUARDED = '[guard]\npacket_sockets = "unguarded"\n'
+
+
+@contextmanager
+def bpffs(base: Path) -> Iterator[Path]:
+    """A bpffs for one node below its directory; what is pinned there goes with it."""
+    place = base / "bpf"
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@contextmanager
+def bpf_node(ns: Namespace, base: Path, settings: str = UNGUARDED) -> Iterator[Node]:
+    """A node that may load eBPF programs; down again at the end."""
+    with bpffs(base):
+        made = Node(ns, base)
+        made.settings(settings)
+        try:
+            yield made
+        finally:
+            made.vnet("down")
 
 
 def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
@@ -133,7 +183,7 @@ exec {real} "$@"
     return directory
 
 
-def killed(node: Node, variant: str, step: int, whom: str) -> int:
+def killed(node: Node, variant: str, step: int, whom: str, datapath: str | None = None) -> int:
     """``vnet up`` in a child of ours that is killed when its n-th step is noted, not yet done.
 
     Returns how the child ended, as in subprocess. ``whom``: worker, guard or both.
@@ -163,7 +213,7 @@ def killed(node: Node, variant: str, step: int, whom: str) -> int:
 
     journal.Journal.add = deadly
     try:
-        nodes.up(node.paths, variant)
+        nodes.up(node.paths, variant, datapath=datapath)
         os._exit(0)
     except BaseException:
         os._exit(1)
@@ -180,9 +230,9 @@ def main(argv: list[str]) -> int:
     from vnet.journal import Journal
     from vnet.paths import Paths
 
-    from vnet import guard, state, steps
+    from vnet import guard, rules, state, steps
 
-    dirs = (Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN"))
+    dirs = (Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN", "BPF"))
     paths = Paths(*dirs)
 
     def work():
@@ -191,7 +241,8 @@ def main(argv: list[str]) -> int:
         new.variant = argv[1]
         notes = Journal(paths.journal)
         done = steps.set_sysctls(notes, new)
-        done += steps.install_rules(notes, new, argv[1], BODY)[0]
+        wanted = dict.fromkeys(rules.families(), CHAINS)
+        done += steps.install_rules(notes, new, argv[1], wanted)[0]
         steps.write_state(notes, paths, new, old_text)
         notes.close()
         paths.journal.unlink(missing_ok=True)

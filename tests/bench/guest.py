@@ -155,10 +155,17 @@ def install(case: Case) -> None:
         return
     empty(case.home, case.hooks)
     if case.rules == INSTALLED:
+        from vnet.datapath import Chain
+
         from vnet import rules
 
         home: rules.Variant = "legacy" if case.home == "legacy" else "nft"
-        rules.change(4, home, rules.snapshot(4, home), rules.asked())
+        marks = ("-j MARK --copy-xid",)
+        chains = (
+            Chain("mangle", "INPUT", "VNET-INPUT", marks),
+            Chain("mangle", "POSTROUTING", "VNET-POST", marks),
+        )
+        rules.change(4, home, rules.snapshot(4, home), rules.asked(chains))
     elif case.rules != EMPTY:
         xtables(case.home, "".join(lines(case, hook) for hook in case.hooks))
 

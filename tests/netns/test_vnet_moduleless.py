@@ -1,4 +1,4 @@
-"""The command on a kernel that cannot load the module: one clear error, nothing changed."""
+"""The command on a kernel that cannot load the module, where nothing but the module will do."""
 
 import json
 
@@ -13,11 +13,12 @@ def node(ns, tmp_path):
     return vnetbed.Node(ns, tmp_path)
 
 
-def test_up_refuses_with_one_error_and_changes_nothing(node):
+def test_up_with_the_module_forced_refuses_with_one_error_and_changes_nothing(node):
+    node.settings(vnetbed.UNGUARDED)
     node.slices(web="/web.slice")
     node.ns.run("iptables-nft", "-t", "mangle", "-A", "INPUT", "-j", "ACCEPT")
     files, before = vnetbed.tree(node.base), node.fingerprint()
-    refused = node.vnet("up", check=False)
+    refused = node.vnet("up", "--datapath", "module", check=False)
     assert refused.returncode == 1
     assert "module xt_copyxid" in refused.stderr
     assert "try:" in refused.stderr

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from vnet.errors import NodeError
+from vnet.errors import ConfigError, NodeError
 
-from vnet import cgroups, marks, module, rules
+from vnet import cgroups, datapath, marks, module, nodeconfig, rules, state, sysctls
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +75,9 @@ def test_the_bits_an_nft_statement_writes(key, value, bits):
 
 
 SAVED = """\
+*raw
+:OUTPUT ACCEPT [0:0]
+COMMIT
 *mangle
 :INPUT ACCEPT [0:0]
 :VNET-INPUT - [0:0]
@@ -84,34 +87,139 @@ SAVED = """\
 -A VNET-INPUT -j MARK --copy-xid
 COMMIT
 """
+INSTANCE = Path("/sys/fs/bpf/vnet/0123456789ab")
+ASKED = rules.asked(datapath.wanted("module", INSTANCE, 4))
 
 
 def test_ours_and_strangers_are_told_apart_in_a_saved_table():
-    found = rules.read(SAVED)
+    found = rules.read(SAVED)["mangle"]
     assert found.chains == {"VNET-INPUT": ["-A VNET-INPUT -j MARK --copy-xid"]}
     assert found.jumps == {"VNET-INPUT": [2]}
     assert found.strangers == ("-A FORWARD -i eth0 -j VNET-INPUT",)
 
 
-def test_the_script_names_nothing_but_our_chains_and_jumps():
-    assert rules.script(rules.read(SAVED), rules.asked()).splitlines() == [
+def test_the_script_names_nothing_but_our_chains_and_jumps_and_has_the_guard_first():
+    progs = f"-m bpf --object-pinned {INSTANCE}/progs"
+    assert rules.script(rules.read(SAVED), ASKED).splitlines() == [
+        "*raw",
+        ":VNET-OUT - [0:0]",
+        f"-A VNET-OUT {progs}/vnet_gate -j DROP",
+        "-A VNET-OUT -m mark ! --mark 0x0/0xffff -m addrtype ! --src-type LOCAL "
+        f"{progs}/vnet_spoof -j DROP",
+        "-I OUTPUT 1 -j VNET-OUT",
+        "COMMIT",
         "*mangle",
         ":VNET-POST - [0:0]",
+        f"-A VNET-POST {progs}/vnet_join -j DROP",
         "-A VNET-POST -j MARK --copy-xid",
         "-D INPUT -j VNET-INPUT",
         "-I INPUT 1 -j VNET-INPUT",
         "-I POSTROUTING 1 -j VNET-POST",
         "COMMIT",
     ]
-    assert rules.script(rules.asked(), rules.asked()) == ""
+    assert rules.script(ASKED, ASKED) == ""
+
+
+def test_on_the_way_down_the_guard_goes_last():
+    text = rules.script(ASKED, rules.NOTHING)
+    assert text.index("*mangle") < text.index("*raw")
+    assert "-X VNET-OUT" in text
+
+
+def test_chains_that_lead_to_each_other_are_all_emptied_before_any_goes():
+    def chain(name: str, *lines: str) -> datapath.Chain:
+        return datapath.Chain("mangle", "", name, lines)
+
+    one = rules.asked([chain("VNET-POST", "-j VNET-INPUT"), chain("VNET-INPUT", "-j RETURN")])
+    lines = rules.script(one, rules.NOTHING).splitlines()
+    assert lines[1:3] == ["-F VNET-POST", "-F VNET-INPUT"]
+    lines = rules.script(rules.NOTHING, one).splitlines()
+    assert lines[1:3] == [":VNET-POST - [0:0]", ":VNET-INPUT - [0:0]"]
 
 
 def test_what_differs_is_said_in_words():
-    assert rules.differences(rules.read(SAVED), rules.asked()) == [
+    assert rules.differences(rules.read(SAVED), ASKED) == [
+        "chain VNET-OUT is missing",
+        "OUTPUT does not jump to VNET-OUT",
         "INPUT jumps to VNET-INPUT from place 2 instead of the first",
         "chain VNET-POST is missing",
         "POSTROUTING does not jump to VNET-POST",
     ]
+
+
+def test_every_chain_of_a_data_path_is_known_to_those_who_take_it_out():
+    for kind in ("module", "bpf"):
+        for family in rules.FAMILIES:
+            chains = datapath.wanted(kind, INSTANCE, family)
+            assert {chain.table for chain in chains} <= set(rules.TABLES)
+            for chain in chains:
+                assert datapath.OURS[chain.table, chain.name] == chain.base
+            bases = [(chain.table, chain.base) for chain in chains if chain.base]
+            assert len(bases) == len(set(bases)), "two chains cannot both be first"
+
+
+def test_a_rule_is_taken_apart_as_python_iptables_gives_it():
+    found = rules.parsed(
+        "-p tcp -m mark ! --mark 0x0/0xffff -m socket --nowildcard --restore-skmark "
+        "-j CONNMARK --restore-mark --nfmask 0xffff"
+    )
+    assert found.protocol == "tcp"
+    assert found.matches == [
+        ("mark", {"mark": ["!", "0x0/0xffff"]}),
+        ("socket", {"nowildcard": [], "restore-skmark": []}),
+    ]
+    assert (found.target, found.parameters) == (
+        "CONNMARK",
+        {"restore-mark": [], "nfmask": ["0xffff"]},
+    )
+
+
+def test_ports_are_written_as_the_kernel_writes_them():
+    assert sysctls.parse_ports("80,5000-5002\n") == {80, 5000, 5001, 5002}
+    assert sysctls.format_ports({5002, 80, 5001, 5000}) == "80,5000-5002"
+    assert sysctls.parse_ports("\n") == set()
+    many = set(range(1, 65536, 2))
+    pieces = sysctls._pieces(sysctls.format_ports(many))
+    assert max(map(len, pieces)) < 4096
+    assert set().union(*map(sysctls.parse_ports, pieces)) == many
+
+
+def test_a_state_of_the_first_version_still_says_what_to_take_away(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_text(
+        '{"since": 1, "variant": "nft", "module_loaded": true, "sysctls": {},'
+        ' "made": {"4": {"table": true, "chains": ["INPUT"]}, "6": {"table": false}},'
+        ' "version": 1}'
+    )
+    found = state.load(path)
+    assert found is not None
+    assert found.datapath == "module"
+    assert found.made["4"] == state.Made(["mangle"], ["mangle/INPUT"])
+    assert found.made["6"] == state.Made()
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('datapath = "nft"\n', "1: datapath"),
+        ('\n[guard]\nmode = "off"\n', "3: guard.mode"),
+        ('[guard]\nmode = "observe"\npacket_socket = "guarded"\n', "3: guard.packet_socket"),
+        ("[guard\n", "1: not TOML"),
+    ],
+)
+def test_a_bad_vnet_toml_is_refused_with_file_line_and_key(tmp_path, text, where):
+    path = tmp_path / "vnet.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        nodeconfig.load(path)
+    assert f"{path}:{where}: " in error.value.message
+
+
+def test_vnet_toml_has_defaults_and_may_be_absent(tmp_path):
+    path = tmp_path / "vnet.toml"
+    assert nodeconfig.load(path) == nodeconfig.NodeConfig("auto", "enforce", "guarded")
+    path.write_text('datapath = "bpf"\n[guard]\nmode = "observe"\n')
+    assert nodeconfig.load(path) == nodeconfig.NodeConfig("bpf", "observe", "guarded")
 
 
 def test_cgroup_v2_is_found_where_it_is_mounted():
@@ -156,7 +264,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
         "import sys\n"
         "from vnet.cli import cli\n"
         "heavy = {'pyroute2', 'duckdb', 'numpy', 'rich', 'msgspec', 'sqlite3', 'scapy', 'iptc',"
-        " 'cffi', 'vnet._abi'}\n"
+        " 'cffi', 'vnet._abi', 'vnet._bpf'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -10,7 +10,7 @@ import click
 from vnet import __version__
 from vnet.cli_events import events
 from vnet.errors import VnetError
-from vnet.paths import CONFIG_DIR, RUN_DIR, STATE_DIR, Paths
+from vnet.paths import BPF_DIR, CONFIG_DIR, RUN_DIR, STATE_DIR, Paths
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -55,7 +55,7 @@ def _examples(text: str) -> Callable[[click.Command], click.Command]:
     default=CONFIG_DIR,
     envvar="VNET_CONFIG_DIR",
     show_default=True,
-    help="Slices, *.toml.",
+    help="Slices, *.toml; the node's own vnet.toml lies beside it.",
 )
 @click.option(
     "--state-dir",
@@ -73,13 +73,24 @@ def _examples(text: str) -> Callable[[click.Command], click.Command]:
     show_default=True,
     help="What is in place now.",
 )
+@click.option(
+    "--bpf-dir",
+    type=click.Path(path_type=Path),
+    default=BPF_DIR,
+    envvar="VNET_BPF_DIR",
+    show_default=True,
+    help="On a bpffs: the eBPF programs.",
+)
 @click.pass_context
-def cli(ctx: click.Context, config_dir: Path, state_dir: Path, run_dir: Path) -> None:
+def cli(
+    ctx: click.Context, config_dir: Path, state_dir: Path, run_dir: Path, bpf_dir: Path
+) -> None:
     """Mark every packet of this host with the slice that owns it.
 
     A slice is a tenant: one or more cgroups (v2). On this node it has a
     number, its xid. `vnet up` makes the kernel write the xid into the mark of
-    every packet and connection; `netflow` then says who sent what.
+    every packet and connection, and refuse what one slice must not do to
+    another; `netflow` then says who sent what.
 
     \b
     A first time:
@@ -90,7 +101,7 @@ def cli(ctx: click.Context, config_dir: Path, state_dir: Path, run_dir: Path) ->
     Exit codes: 0 done or whole; 1 failed, or not in place; 2 bad input, and
     nothing was changed.
     """
-    ctx.obj = Paths(config_dir, state_dir, run_dir)
+    ctx.obj = Paths(config_dir, state_dir, run_dir, bpf_dir)
 
 
 def _rest(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +117,7 @@ def _ns(hours: float) -> int:
 
 @_examples("""
   vnet up                    bring the node up, or repair what is not as asked
+  vnet up --datapath bpf     mark without the kernel module
   vnet up --variant nft      put the rules into the nft tables
   vnet up --json             what was done, for a program
 """)
@@ -118,11 +130,18 @@ def _ns(hours: float) -> int:
     help="Where the rules go; auto: legacy on a host that has "
     "legacy tables already, else nft, which costs packets less.",
 )
+@click.option(
+    "--datapath",
+    type=click.Choice(["auto", "module", "bpf"]),
+    default=None,
+    help="What marks packets; auto: the kernel module where it can be loaded, else eBPF. "
+    "Without this option vnet.toml says it.",
+)
 @_rest
 @_as_json
 @click.pass_obj
-def up(paths: Paths, variant: str, rest_hours: float, as_json: bool) -> None:
-    """Bring the node up: module, slices table, sysctls, rules.
+def up(paths: Paths, variant: str, datapath: str | None, rest_hours: float, as_json: bool) -> None:
+    """Bring the node up: marks, guard, sysctls, rules.
 
     Whole or not at all: if a step fails, or the command is killed half-way,
     what it did is undone. A second `up` repairs what somebody changed, and
@@ -130,7 +149,12 @@ def up(paths: Paths, variant: str, rest_hours: float, as_json: bool) -> None:
     """
     from vnet import node, tables
 
-    outcome = node.up(paths, None if variant == "auto" else variant, _ns(rest_hours))  # type: ignore[arg-type]
+    outcome = node.up(
+        paths,
+        None if variant == "auto" else variant,  # type: ignore[arg-type]
+        _ns(rest_hours),
+        datapath,  # type: ignore[arg-type]
+    )
     tables.outcome(
         outcome, as_json, nothing="the node is up already, all as asked", end="the node is up"
     )
@@ -227,6 +251,27 @@ def watch(paths: Paths, linger_minutes: float) -> None:
 cli.add_command(events)
 
 
+@_examples("""
+  vnet guard                 enforce or observe
+  vnet guard observe         refuse nothing more, report what would be refused
+  vnet guard enforce
+""")
+@cli.command()
+@click.argument("mode", type=click.Choice(["show", "enforce", "observe"]), default="show")
+@_as_json
+@click.pass_obj
+def guard(paths: Paths, mode: str, as_json: bool) -> None:
+    """Switch the guard's mode at once, for every slice.
+
+    The switch is one store that every program in the kernel reads. No file is
+    changed: the next `vnet up` goes by vnet.toml again.
+    """
+    from vnet import node, tables
+
+    wanted = None if mode == "show" else mode
+    tables.guard(*node.guard_mode(paths, wanted), paths.node_config, as_json)  # type: ignore[arg-type]
+
+
 @cli.group(cls=_Group, name="slice")
 def slice_() -> None:
     """Add, remove and list slices."""
@@ -302,8 +347,6 @@ def slice_add(
     new = _new_slice(paths, name, cgroup_paths, xid, raw, ports, addresses, interfaces)
     given, is_up = node.add_slice(paths, new, _ns(rest_hours))
     tables.slice_changed("added", name, given, is_up, as_json)
-    if new.grants.any and not as_json:
-        click.echo(f"note: {node.NOT_ENFORCED}", err=True)
 
 
 def _new_slice(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vnet import cgroups, config, guard, marks, module, rules
+from vnet import bpf, cgroups, choice, config, guard, marks, module, nodeconfig, rules
+from vnet import state as states
+from vnet.datapath import OURS, Family
 from vnet.errors import ConfigError, ModuleError, NodeError, VnetError
 from vnet.paths import Paths
 
@@ -30,7 +32,7 @@ class Finding:
 def examine(paths: Paths) -> list[Finding]:
     """All findings, problems first. Changes nothing."""
     found: list[Finding] = []
-    for examination in (_module, _cgroups, _config, _conntrack, _plugin, _node):
+    for examination in (_data_path, _foreign, _cgroups, _config, _conntrack, _plugin, _node):
         found += examination(paths)
     if os.geteuid() == 0:
         found += _rules()
@@ -47,16 +49,46 @@ def examine(paths: Paths) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "problem")
 
 
-def _module(_paths: Paths) -> Iterator[Finding]:
+def _data_path(paths: Paths) -> Iterator[Finding]:
+    """The module, and what stands in for it; the guard's own needs."""
+    lacking = bpf.lacking() if os.geteuid() == 0 else []
+    for what in lacking:
+        yield Finding(
+            "guard-missing",
+            "problem",
+            f"the eBPF programs cannot run here: {what}",
+            "without them there is no guard, and `vnet up` refuses",
+            "a kernel from 6.1 on with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, and root",
+        )
     try:
         module.loadable()
     except ModuleError as error:
         yield Finding(
             "module-missing",
-            "problem",
+            "problem" if lacking else "advice",
             error.message,
-            "without the module no packet is marked; `vnet up` refuses",
+            "without the module packets are marked by stock rules and eBPF (data path bpf), which "
+            "cost more; `vnet status` says what else differs",
             error.cure,
+        )
+    if os.geteuid() == 0 and (why := bpf.lsm_lacking()):
+        unguarded = nodeconfig.load(paths.node_config).packet_sockets == "unguarded"
+        yield Finding(
+            "packet-sockets",
+            "advice" if unguarded else "problem",
+            f"packet sockets cannot be refused: {why}",
+            "a slice whose processes have CAP_NET_RAW can read and send every packet by AF_PACKET, "
+            "AF_XDP or SOCK_PACKET"
+            + ("" if unguarded else "; `vnet up` refuses unless that is accepted"),
+            choice.packet_cure(paths.node_config),
+        )
+    if not bpf.is_bpffs(paths.bpf_dir):
+        yield Finding(
+            "no-bpffs",
+            "advice",
+            f"{paths.bpf_dir} is not on a bpffs",
+            "the eBPF programs are kept there; `vnet up` mounts one on /sys/fs/bpf",
+            "mount -t bpf bpf /sys/fs/bpf",
         )
     if module.loaded():
         return
@@ -69,6 +101,30 @@ def _module(_paths: Paths) -> Iterator[Finding]:
             "built is not, unless DKMS signed it with an enrolled key",
             "mokutil --import /var/lib/dkms/mok.pub, reboot and enroll; check with "
             "`modinfo -F signer xt_copyxid`",
+        )
+
+
+def _foreign(paths: Paths) -> Iterator[Finding]:
+    """Programs and settings of others that the guard and the marks meet."""
+    if _is_on(Path("/proc/sys/net/ipv4/tcp_fwmark_accept")):
+        yield Finding(
+            "fwmark-accept",
+            "problem",
+            "net.ipv4.tcp_fwmark_accept is on",
+            "an accepted socket then takes the mark of the packet that opened it, whatever slice "
+            "the listener is of, and the guard drops what it sends",
+            "sysctl -w net.ipv4.tcp_fwmark_accept=0",
+        )
+    state = states.load(paths.state)
+    if os.geteuid() != 0 or state is None:
+        return
+    for what in bpf.healthy(Path(state.instance), state.packet_sockets == "guarded"):
+        yield Finding(
+            "guard-broken",
+            "problem",
+            what,
+            "what that program refuses or marks is refused or marked no more",
+            "vnet up; and find who detached it",
         )
 
 
@@ -96,6 +152,7 @@ def _cgroups(_paths: Paths) -> Iterator[Finding]:
 def _config(paths: Paths) -> Iterator[Finding]:
     try:
         slices = config.load(paths.config_dir)
+        nodeconfig.load(paths.node_config)
         root = cgroups.v2_root()
     except ConfigError as error:
         yield Finding(
@@ -194,7 +251,7 @@ def _node(paths: Paths) -> Iterator[Finding]:
 
 
 def _rules() -> Iterator[Finding]:
-    texts: dict[tuple[rules.Family, rules.Variant], str] = {}
+    texts: dict[tuple[Family, rules.Variant], str] = {}
     for family in rules.families():
         for variant in rules.VARIANTS:
             try:
@@ -217,9 +274,9 @@ def _rules() -> Iterator[Finding]:
 
 
 def _writers(
-    texts: dict[tuple[rules.Family, rules.Variant], str], ruleset: dict[str, Any]
+    texts: dict[tuple[Family, rules.Variant], str], ruleset: dict[str, Any]
 ) -> Iterator[Finding]:
-    own = frozenset(rules.CHAINS)
+    own = frozenset(chain for _table, chain in OURS)
     writes = [
         (f"IPv{family} ({variant}): ", write)
         for (family, variant), text in texts.items()
@@ -258,8 +315,8 @@ def _writers(
             )
 
 
-def _readers(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
-    own = frozenset(rules.CHAINS)
+def _readers(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
+    own = frozenset(chain for _table, chain in OURS)
     found = [
         f"IPv{family} ({variant}): {line}"
         for (family, variant), text in texts.items()
@@ -325,7 +382,7 @@ def _low_fwmark(line: str) -> bool:
 
 
 def _untracked(
-    texts: dict[tuple[rules.Family, rules.Variant], str], ruleset: dict[str, Any]
+    texts: dict[tuple[Family, rules.Variant], str], ruleset: dict[str, Any]
 ) -> Iterator[Finding]:
     found = [line for text in texts.values() for line in marks.untracked_in_save(text)]
     found += marks.untracked_in_nft(ruleset)
@@ -339,7 +396,7 @@ def _untracked(
         )
 
 
-def _mixed(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
+def _mixed(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
     for family in rules.families():
         legacy, nft = (
             any(line.startswith("-A ") for line in texts.get((family, variant), "").splitlines())
@@ -357,19 +414,20 @@ def _mixed(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Fin
             )
 
 
-def _places(texts: dict[tuple[rules.Family, rules.Variant], str]) -> Iterator[Finding]:
+def _places(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
     for (family, variant), text in texts.items():
-        mangle = text[text.find("*mangle") :].partition("COMMIT")[0] if "*mangle" in text else ""
-        for chain, places in rules.read(mangle).jumps.items():
-            if places != [1]:
-                yield Finding(
-                    "not-first",
-                    "problem",
-                    f"IPv{family} ({variant}): {rules.CHAINS[chain]} jumps to {chain} from place "
-                    f"{', '.join(map(str, places))}, not from the first",
-                    "rules before it that log or classify by mark see packets without an owner",
-                    "vnet up puts it first again; order vnet.service after what adds those rules",
-                )
+        for name, table in rules.read(text).items():
+            for chain, places in table.jumps.items():
+                if places != [1]:
+                    yield Finding(
+                        "not-first",
+                        "problem",
+                        f"IPv{family} ({variant}): {OURS[name, chain]} in table {name} jumps to "
+                        f"{chain} from place {', '.join(map(str, places))}, not from the first",
+                        "rules before it that log or classify by mark see packets without an owner",
+                        "vnet up puts it first again; order vnet.service after what adds those "
+                        "rules",
+                    )
 
 
 def _nft() -> dict[str, Any]:

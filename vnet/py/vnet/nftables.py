@@ -1,7 +1,7 @@
 """The base chains that iptables-nft makes on the way, and taking them away again.
 
-iptables-nft creates ``table ip mangle`` and a base chain the first time a rule
-goes there, and leaves them behind. This goes through netlink rather than
+iptables-nft creates ``table ip mangle`` or ``raw`` and a base chain the first time a
+rule goes there, and leaves them behind. This goes through netlink rather than
 ``nft``, because only netlink can say NLM_F_NONREC: delete it *if it is empty*,
 in one step, so that a rule somebody adds at that moment is never lost
 (nf_tables_delchain and nf_tables_deltable in net/netfilter/nf_tables_api.c).
@@ -9,6 +9,7 @@ in one step, so that a rule somebody adds at that moment is never lost
 
 import errno
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vnet import netlink
@@ -30,15 +31,15 @@ _CHAIN_POLICY = 5
 _ACCEPT = 1
 
 _PROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
-TABLE = "mangle"
+TABLES = ("raw", "mangle")
 
 
 @dataclass(frozen=True)
 class Bases:
-    """What of table ``mangle`` exists in one family."""
+    """What exists in one family of the tables that may hold rules of ours."""
 
-    table: bool
-    chains: tuple[str, ...]  #: base chains, in name order
+    tables: tuple[str, ...]
+    chains: tuple[str, ...]  #: base chains, as TABLE/CHAIN, sorted
 
 
 def _nfgen(family: int, resource: int = 0) -> bytes:
@@ -58,45 +59,53 @@ def bases(family: int) -> Bases:
             chains = socket.dump(netlink.Message(_GETCHAIN, 0, _nfgen(proto)))
     except NetlinkError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
-            return Bases(False, ())
-        raise
+            return Bases((), ())
+    names = {_text(netlink.attrs(body[4:]), _TABLE_NAME) for body in tables}
     return Bases(
-        any(_text(netlink.attrs(body[4:]), _TABLE_NAME) == TABLE for body in tables),
+        tuple(name for name in TABLES if name in names),
         tuple(
             sorted(
-                _text(found, _CHAIN_NAME)
+                _place(found)
                 for found in (netlink.attrs(body[4:]) for body in chains)
-                if _text(found, _CHAIN_TABLE) == TABLE and _CHAIN_HOOK in found
+                if _text(found, _CHAIN_TABLE) in TABLES and _CHAIN_HOOK in found
             )
         ),
     )
 
 
-def remove_if_empty(family: int, table: bool, chains: tuple[str, ...]) -> list[str]:
-    """Delete those base chains, then the table, that nobody uses. Returns what stays.
+def remove_if_empty(family: int, tables: Iterable[str], chains: Iterable[str]) -> list[str]:
+    """Delete those base chains (TABLE/CHAIN), then the tables, that nobody uses.
 
-    A base chain whose policy is no longer ``accept`` was changed by somebody
-    and stays.
+    Returns what stays. A base chain whose policy is no longer ``accept`` was
+    changed by somebody and stays.
     """
     stays = []
     with netlink.Netlink(netlink.NETLINK_NETFILTER, "tidying nftables") as socket:
         policies = {
-            _text(found, _CHAIN_NAME): struct.unpack(">I", found[_CHAIN_POLICY])[0]
+            _place(found): struct.unpack(">I", found[_CHAIN_POLICY])[0]
             for found in (
                 netlink.attrs(body[4:])
                 for body in socket.dump(netlink.Message(_GETCHAIN, 0, _nfgen(_PROTO[family])))
             )
-            if _text(found, _CHAIN_TABLE) == TABLE and _CHAIN_POLICY in found
+            if _CHAIN_POLICY in found
         }
-        for chain in chains:
-            body = _name(_CHAIN_TABLE, TABLE) + _name(_CHAIN_NAME, chain)
-            if policies.get(chain, _ACCEPT) != _ACCEPT or not _delete(
+        for place in chains:
+            table, _, chain = place.partition("/")
+            body = _name(_CHAIN_TABLE, table) + _name(_CHAIN_NAME, chain)
+            if policies.get(place, _ACCEPT) != _ACCEPT or not _delete(
                 socket, family, _DELCHAIN, body
             ):
-                stays.append(chain)
-        if table and not _delete(socket, family, _DELTABLE, _name(_TABLE_NAME, TABLE)):
-            stays.append(f"table {TABLE}")
+                stays.append(place)
+        stays += [
+            f"table {table}"
+            for table in tables
+            if not _delete(socket, family, _DELTABLE, _name(_TABLE_NAME, table))
+        ]
     return stays
+
+
+def _place(found: dict[int, bytes]) -> str:
+    return f"{_text(found, _CHAIN_TABLE)}/{_text(found, _CHAIN_NAME)}"
 
 
 def _delete(socket: netlink.Netlink, family: int, kind: int, body: bytes) -> bool:

@@ -6,19 +6,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vnet import cgroups, config, copyxid, guard, module, nftables, registry, rules, steps, sysctls
+from vnet import (
+    bpf,
+    bpfsteps,
+    cgroups,
+    config,
+    copyxid,
+    guard,
+    module,
+    nftables,
+    nodeconfig,
+    registry,
+    rules,
+    steps,
+    sysctls,
+)
+from vnet import choice as choosing
+from vnet import datapath as datapaths
 from vnet import state as states
+from vnet.choice import Choice
 from vnet.config import Slice
+from vnet.datapath import Family
 from vnet.errors import NodeError, UsageError, VnetError
 from vnet.journal import Journal
+from vnet.nodeconfig import Asked, Mode, NodeConfig
 from vnet.paths import Paths
 from vnet.registry import Assignment, Request
-from vnet.rules import Variant
+from vnet.rules import Variant, families
 from vnet.state import State
-
-NOT_ENFORCED = (
-    "grants (raw, ports) are recorded, not yet enforced: nothing stops a slice from more today"
-)
 
 
 @dataclass
@@ -28,31 +43,57 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     variant: str = ""
+    datapath: str = ""
+    why: str = ""  #: this data path
 
 
-def up(paths: Paths, variant: Variant | None = None, rest_ns: int = registry.REST_NS) -> Outcome:
+def up(
+    paths: Paths,
+    variant: Variant | None = None,
+    rest_ns: int = registry.REST_NS,
+    datapath: Asked | None = None,
+) -> Outcome:
     """Bring the node up, or repair it; whole or not at all.
 
-    Raises ConfigError, ConflictError, ModuleError, RulesError, NodeError.
+    ``datapath``: rather than what vnet.toml says. Raises ConfigError,
+    ConflictError, ModuleError, BpfError, RulesError, NodeError.
     """
-    config.load(paths.config_dir)  # all that can be refused is, before anything is made
+    # All that can be refused is, before anything is made.
+    config.load(paths.config_dir)
+    settings = nodeconfig.load(paths.node_config)
     require_root("up")
     root = cgroups.v2_root()
-    module.loadable()
-    _require_plugin()
+    _choose(paths, settings, variant, datapath)
     with guard.lock(paths):
         recovered = steps.undo(paths)
-        slices = config.load(paths.config_dir)  # as it is now that nobody else changes it
+        # As it is now that nobody else changes it.
+        slices = config.load(paths.config_dir)
+        settings = nodeconfig.load(paths.node_config)
+        choice = _choose(paths, settings, variant, datapath)
         result = guard.guarded(
-            lambda: _up(paths, slices, root, variant, rest_ns), lambda: _undo(paths)
+            lambda: _up(paths, slices, root, settings.mode, choice, rest_ns), lambda: _undo(paths)
         )
-        outcome = Outcome(result["done"], result["remarks"], result["variant"])
+        outcome = Outcome(result["done"], result["remarks"])
+        outcome.variant, outcome.datapath, outcome.why = choice.variant, choice.datapath, choice.why
         ended = [registry.Tenure(*row) for row in result["ended"]]
         if ended:
             registry.release(paths.registry, ended, time.time_ns())
+        outcome.done += _leave_behind(paths)
     if recovered:
         outcome.remarks.insert(0, "an `up` that had been killed half-way was undone first")
     return outcome
+
+
+def _choose(
+    paths: Paths, settings: NodeConfig, variant: Variant | None, datapath: Asked | None
+) -> Choice:
+    old = states.load(paths.state)
+    return choosing.choose(
+        datapath or settings.datapath,
+        variant or (old.variant if old else rules.suitable()),
+        settings.packet_sockets,
+        paths.node_config,
+    )
 
 
 def _undo(paths: Paths) -> None:
@@ -60,38 +101,96 @@ def _undo(paths: Paths) -> None:
 
 
 def _up(
-    paths: Paths, slices: list[Slice], root: Path, variant: Variant | None, rest_ns: int
+    paths: Paths, slices: list[Slice], root: Path, mode: Mode, choice: Choice, rest_ns: int
 ) -> guard.Result:
     """The steps, in order; runs in the guarded worker."""
-    old = states.load(paths.state)
     old_text = states.text(paths.state)
-    new = states.load(paths.state) or State(since=time.time_ns(), variant="nft")
-    new.variant = variant or (old.variant if old else rules.suitable())
+    new = states.load(paths.state) or State(since=time.time_ns(), variant=choice.variant)
+    new.variant, new.datapath, new.why = choice.variant, choice.datapath, choice.why
+    new.mode, new.packet_sockets = mode, "guarded" if choice.lsm else "unguarded"
     assignment = registry.assign(paths.registry, requests(slices), time.time_ns(), rest_ns)
     notes = Journal(paths.journal)
-    done = steps.load_module(notes, new)
+    done = steps.load_module(notes, new) if new.datapath == "module" else []
     wanted, xids = entries(root, slices, assignment)
-    done += steps.fill_table(notes, wanted, xids, root)
+    if new.datapath == "module":
+        done += steps.fill_table(notes, wanted, xids, root)
+    done += bpfsteps.mount(notes, paths, new)
+    instance, loaded = bpfsteps.load(notes, paths, new, choice.lsm)
+    done += loaded
+    done += _guard(notes, new, slices, assignment, wanted, root)
     done += steps.set_sysctls(notes, new)
-    installed, remarks = steps.install_rules(notes, new, new.variant)
+    chains = {family: datapaths.wanted(new.datapath, instance, family) for family in families()}
+    installed, remarks = steps.install_rules(notes, new, new.variant, chains)
     done += installed
     steps.write_state(notes, paths, new, old_text)
     # From here on the node is up: without a journal nothing will be undone.
     notes.close()
     paths.journal.unlink(missing_ok=True)
-    if 6 not in rules.families():
+    if 6 not in chains:
         remarks.append("this kernel has no IPv6: rules for IPv4 only")
-    if any(item.grants.any for item in slices):
-        remarks.append(NOT_ENFORCED)
+    if not choice.lsm:
+        remarks.append(
+            "the guard is partial: packet sockets are not refused on this kernel, as "
+            f"{paths.node_config} allows"
+        )
+    if mode == "observe":
+        remarks.append("the guard observes: it reports, and refuses nothing")
     ended = [[t.xid, t.slice, t.since, t.until] for t in assignment.ended]
-    return {"done": done, "remarks": remarks, "variant": new.variant, "ended": ended}
+    return {"done": done, "remarks": remarks, "ended": ended}
+
+
+def _guard(
+    notes: Journal,
+    new: State,
+    slices: list[Slice],
+    assignment: Assignment,
+    wanted: dict[int, int],
+    root: Path,
+) -> list[str]:
+    """Ports, policy and older sockets, in an order that leaves no door open."""
+    instance = Path(new.instance)
+    kept = bpfsteps.with_lingering(instance, wanted, set(assignment.xids.values()), root)
+    done = bpfsteps.reserve(notes, new, slices)
+    policy = bpfsteps.wanted_policy(slices, assignment.xids, kept, new.mode)
+    done += bpfsteps.apply(notes, instance, policy)
+    done += bpfsteps.release(notes, new, slices)
+    return done + bpfsteps.adopt_sockets(instance)
+
+
+def _leave_behind(paths: Paths) -> list[str]:
+    """Take away what the node no longer uses: another version's programs, the module.
+
+    Not part of the steps: nothing leads there any more, and the next ``up``
+    does it if this one is killed here.
+    """
+    new = states.load(paths.state)
+    if new is None:
+        return []
+    done = bpfsteps.remove_others(paths, new.instance)
+    if new.datapath == "bpf" and new.module_loaded:
+        done += _empty_table()
+        if module.loaded() and module.unload():
+            done.append(f"unloaded module {copyxid.MODULE}")
+        new.module_loaded = module.loaded()
+        states.replace(paths.state, states.dump(new))
+    return done
+
+
+def _empty_table() -> list[str]:
+    if module.loaded() and copyxid.present():
+        with copyxid.connect() as kernel:
+            if kernel.table():
+                kernel.flush()
+                return ["emptied the slices table"]
+    return []
 
 
 def down(paths: Paths) -> Outcome:
     """Take away exactly what ``up`` put in place. May be run again if it fails half-way."""
     require_root("down")
     outcome = Outcome()
-    if not paths.run_dir.exists() and not module.loaded() and not _rules_left():
+    there = paths.run_dir.exists() or module.loaded() or bpf.instances(paths.bpf_dir)
+    if not there and not _rules_left():
         return outcome
     with guard.lock(paths):
         if steps.undo(paths):
@@ -103,11 +202,8 @@ def down(paths: Paths) -> Outcome:
         if old is not None:
             _tidy_nft(old)
             outcome.done += [f"sysctl {key} restored" for key in sysctls.restore(old.sysctls)]
-        if module.loaded() and copyxid.present():
-            with copyxid.connect() as kernel:
-                if kernel.table():
-                    kernel.flush()
-                    outcome.done.append("emptied the slices table")
+        outcome.done += bpfsteps.take_away(paths, old)
+        outcome.done += _empty_table()
         if old is not None and old.module_loaded and module.loaded():
             if module.unload():
                 outcome.done.append(f"unloaded module {copyxid.MODULE}")
@@ -120,19 +216,42 @@ def down(paths: Paths) -> Outcome:
     return outcome
 
 
-def _rules_left() -> list[tuple[rules.Family, Variant]]:
+def _rules_left() -> list[tuple[Family, Variant]]:
     return [
         (family, variant)
-        for family in rules.families()
+        for family in families()
         for variant in rules.VARIANTS
-        if not rules.snapshot(family, variant).empty
+        if not rules.is_empty(rules.snapshot(family, variant))
     ]
 
 
 def _tidy_nft(old: State) -> None:
     for family in rules.FAMILIES:
         if made := old.made.get(str(family)):
-            nftables.remove_if_empty(family, made.table, tuple(made.chains))
+            nftables.remove_if_empty(family, made.tables, made.chains)
+
+
+# -- the guard's mode ---------------------------------------------------------
+
+
+def guard_mode(paths: Paths, wanted: Mode | None = None) -> tuple[Mode, Mode]:
+    """(the guard's mode, what vnet.toml says); ``wanted``: switch to it first, by one store.
+
+    Raises NodeError, BpfError, ConfigError.
+    """
+    require_root("guard")
+    settings = nodeconfig.load(paths.node_config)
+    with guard.lock(paths):
+        steps.undo(paths)
+        state = states.load(paths.state)
+        if state is None:
+            raise NodeError("vnet guard: the node is down", "vnet up")
+        instance = Path(state.instance)
+        if wanted is not None:
+            bpfsteps.switch(instance, wanted)
+            state.mode = wanted
+            states.replace(paths.state, states.dump(state))
+        return bpfsteps.mode(instance), settings.mode
 
 
 # -- slices -------------------------------------------------------------------
@@ -213,12 +332,16 @@ def remove_slice(
 def _apply(paths: Paths, slices: list[Slice], rest_ns: int) -> Assignment:
     """Registry and, on a node that is up, the table, in step with these slices."""
     assignment = registry.assign(paths.registry, requests(slices), time.time_ns(), rest_ns)
-    if paths.state.exists():
-        root = cgroups.v2_root()
+    new = states.load(paths.state)
+    if new is not None:
+        root, old_text = cgroups.v2_root(), states.text(paths.state)
         notes = Journal(paths.journal)
         wanted, xids = entries(root, slices, assignment)
         try:
-            steps.fill_table(notes, wanted, xids, root)
+            _guard(notes, new, slices, assignment, wanted, root)
+            if new.datapath == "module":
+                steps.fill_table(notes, wanted, xids, root)
+            steps.write_state(notes, paths, new, old_text)
         except VnetError:
             steps.undo(paths)
             raise
@@ -233,16 +356,3 @@ def _apply(paths: Paths, slices: list[Slice], rest_ns: int) -> Assignment:
 def require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise NodeError(f"vnet {what}: only root may change the node", f"sudo vnet {what}")
-
-
-def _require_plugin() -> None:
-    directories = [rules.PLUGIN.parent, *rules.system_directories()]
-    for directory in directories:
-        plugin = directory / "libxt_MARK.so"
-        if plugin.exists() and rules.is_ours(plugin):
-            return
-    raise NodeError(
-        "iptables' plugin libxt_MARK.so with --copy-xid is in none of "
-        + ", ".join(map(str, directories)),
-        "build it: make -C vnet/ext/iptables, or install the package again",
-    )

@@ -6,15 +6,22 @@ from pathlib import Path
 CONFIG_DIR = Path("/etc/vnet/slices.d")
 STATE_DIR = Path("/var/lib/vnet")
 RUN_DIR = Path("/run/vnet")
+BPF_DIR = Path("/sys/fs/bpf/vnet")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The three directories, and the files in them that have a name."""
+    """The four directories, and the files in them that have a name."""
 
     config_dir: Path = CONFIG_DIR  #: slices, *.toml
     state_dir: Path = STATE_DIR  #: survives a reboot
     run_dir: Path = RUN_DIR  #: does not
+    bpf_dir: Path = BPF_DIR  #: on bpffs: what the kernel keeps of the eBPF programs
+
+    @property
+    def node_config(self) -> Path:
+        """The node's own settings, beside the slices' directory."""
+        return self.config_dir.parent / "vnet.toml"
 
     @property
     def registry(self) -> Path:

@@ -11,13 +11,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vnet import rules
+from vnet.datapath import OURS, Chain, Family
+
+#: protocol, matches, target, its parameters
+Rule = list[Any]
 
 
 def main(families: list[str]) -> None:
-    """Print {family: {chain: [[target, {parameter: [value]}]]}}, of base chains their heads."""
+    """Print {family: {table: {chain: [Rule]}}} of our chains; of base chains their heads."""
     _find_libraries_fast()
     json.dump({family: _read(family) for family in families}, sys.stdout)
 
@@ -34,28 +39,36 @@ def _find_libraries_fast() -> None:
     ctypes.util.find_library = known.get  # type: ignore[assignment]
 
 
-def _read(family: str) -> dict[str, list[list[Any]]]:
+def _read(family: str) -> dict[str, dict[str, list[Rule]]]:
     import iptc
 
-    table = (iptc.Table if family == "4" else iptc.Table6)(iptc.Table.MANGLE)
-    found: dict[str, list[list[Any]]] = {}
-    for chain in table.chains:
-        if chain.name in rules.CHAINS:
-            found[chain.name] = [
-                [rule.target.name, rule.target.get_all_parameters()] for rule in chain.rules
-            ]
-        elif chain.name in rules.CHAINS.values():
-            found[chain.name] = [[rule.target.name, {}] for rule in chain.rules[:1]]
+    kind = iptc.Table if family == "4" else iptc.Table6
+    found: dict[str, dict[str, list[Rule]]] = {}
+    for name in rules.legacy_tables(4 if family == "4" else 6):
+        if name not in rules.TABLES:
+            continue
+        bases = {base for (table, _chain), base in OURS.items() if table == name}
+        chains = found.setdefault(name, {})
+        for chain in kind(name).chains:
+            if (name, chain.name) in OURS:
+                chains[chain.name] = [_rule(rule) for rule in chain.rules]
+            elif chain.name in bases:
+                chains[chain.name] = [_rule(rule) for rule in chain.rules[:1]]
     return found
 
 
-def compare(families: list[rules.Family], body: str = rules.BODY) -> tuple[list[str], str]:
+def _rule(rule: Any) -> Rule:
+    matches = [[match.name, match.get_all_parameters()] for match in rule.matches]
+    return [rule.protocol, matches, rule.target.name, rule.target.get_all_parameters()]
+
+
+def compare(wanted: Mapping[Family, Sequence[Chain]]) -> tuple[list[str], str]:
     """(differences from what was asked, why it could not be read if so)."""
     env = rules.environment()
     # Else it searches every library directory of the system for plugins.
     env.setdefault("XTABLES_LIBDIR", ":".join(map(str, rules.system_directories())))
     done = subprocess.run(
-        [sys.executable, "-m", "vnet.readback", *map(str, families)],
+        [sys.executable, "-m", "vnet.readback", *map(str, wanted)],
         capture_output=True,
         text=True,
         env=env,
@@ -64,16 +77,25 @@ def compare(families: list[rules.Family], body: str = rules.BODY) -> tuple[list[
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         return [], f"python-iptables could not read the tables: {last}"
-    target, wanted = rules.parameters(body)
+    found = json.loads(done.stdout)
     words = []
-    for family, found in json.loads(done.stdout).items():
-        for chain, base in rules.CHAINS.items():
-            reads = f"python-iptables reads (IPv{family})"
-            if found.get(chain) != [[target, wanted]]:
-                words.append(f"{reads} {found.get(chain)} in {chain}")
-            if found.get(base, [])[:1] != [[chain, {}]]:
-                words.append(f"{reads} {found.get(base)} at the head of {base}")
+    for family, chains in wanted.items():
+        for chain in chains:
+            table = found[str(family)].get(chain.table, {})
+            reads = f"python-iptables reads (IPv{family}, {chain.table})"
+            here = table.get(chain.name)
+            if here != [_expected(rule) for rule in chain.rules]:
+                words.append(f"{reads} {here} in {chain.name}")
+            head = table.get(chain.base, [])[:1]
+            if chain.base and head != [_expected(f"-j {chain.name}")]:
+                words.append(f"{reads} {head} at the head of {chain.base}")
     return words, ""
+
+
+def _expected(text: str) -> Rule:
+    rule = rules.parsed(text)
+    matches = [[name, parameters] for name, parameters in rule.matches]
+    return [rule.protocol, matches, rule.target, rule.parameters]
 
 
 if __name__ == "__main__":

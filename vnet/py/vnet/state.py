@@ -2,18 +2,23 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from vnet.datapath import DataPath
 from vnet.errors import NodeError
+from vnet.nodeconfig import Mode, PacketSockets
 from vnet.rules import Variant
+
+VERSION = 2
 
 
 class Made(msgspec.Struct):
     """What iptables-nft had to make for our rules in one family."""
 
-    table: bool = False
-    chains: list[str] = []
+    tables: list[str] = []
+    chains: list[str] = []  #: base chains, as TABLE/CHAIN
 
 
 class State(msgspec.Struct):
@@ -24,7 +29,14 @@ class State(msgspec.Struct):
     module_loaded: bool = False  #: by us; otherwise it was there before
     sysctls: dict[str, str] = {}  #: values before ours
     made: dict[str, Made] = {}  #: by family, "4" and "6"
-    version: int = 1
+    datapath: DataPath = "module"
+    why: str = ""  #: it was chosen
+    instance: str = ""  #: the directory on bpffs of the eBPF programs
+    bpffs: bool = False  #: we mounted it
+    mode: Mode = "enforce"  #: of the guard
+    packet_sockets: PacketSockets = "guarded"
+    reserved: str = ""  #: ports we added to ip_local_reserved_ports, as the kernel writes them
+    version: int = VERSION
 
 
 def text(path: Path) -> str | None:
@@ -38,10 +50,23 @@ def text(path: Path) -> str | None:
 def load(path: Path) -> State | None:
     """The state; None if the node is down. Raises NodeError if it is not one of ours."""
     found = text(path)
+    if found is None:
+        return None
     try:
-        return None if found is None else msgspec.json.decode(found, type=State)
-    except msgspec.MsgspecError as error:
+        values = msgspec.json.decode(found, type=dict[str, Any])
+        if values.get("version") == 1:
+            _from_1(values)
+        return msgspec.convert(values, State)
+    except (msgspec.MsgspecError, AttributeError) as error:
         raise NodeError(f"{path}: {error}", "delete it, then `vnet down` and `vnet up`") from error
+
+
+def _from_1(values: dict[str, Any]) -> None:
+    """Version 1 knew table mangle only, and no data path but the module."""
+    for made in values.get("made", {}).values():
+        made["tables"] = ["mangle"] if made.pop("table", False) else []
+        made["chains"] = [f"mangle/{chain}" for chain in made.get("chains", [])]
+    values["version"] = VERSION
 
 
 def dump(state: State) -> str:

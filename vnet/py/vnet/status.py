@@ -5,9 +5,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vnet import cgroups, config, copyxid, guard, module, registry, rules, steps, sysctls
+from vnet import (
+    bpf,
+    bpfsteps,
+    cgroups,
+    config,
+    copyxid,
+    guard,
+    module,
+    nodeconfig,
+    policy,
+    refusals,
+    registry,
+    rules,
+    sysctls,
+)
 from vnet import state as states
 from vnet.config import Slice
+from vnet.datapath import DIFFERENCES
+from vnet.datapath import wanted as wanted_chains
 from vnet.errors import VnetError
 from vnet.paths import Paths
 from vnet.state import State
@@ -21,17 +37,27 @@ class Status:
     whole: bool = False  #: up, and nothing differs
     since: int | None = None  #: ns UTC
     variant: str | None = None
+    datapath: str | None = None
+    why: str = ""  #: this data path
+    known_differences: list[str] = field(default_factory=list)  #: of this data path
+    guard: str | None = None  #: enforce or observe, as the kernel has it
+    guard_configured: str | None = None  #: what the next `vnet up` would make it
+    packet_sockets: str | None = None  #: guarded, or unguarded: the guard is partial
+    instance: str | None = None  #: the eBPF programs' directory
     module: bool = False
     module_users: int = 0  #: rules that use it
     slices: int = 0
     cgroups: int = 0  #: of the slices
     cgroups_present: int = 0
-    entries: int = 0  #: of the module's table
+    entries: int = 0  #: of the table the marks go by
     lingering: int = 0  #: of these: of cgroups that are gone
+    reserved_ports: int = 0
+    reserved_addresses: int = 0
     sysctls: dict[str, str | None] = field(default_factory=dict)
     rules: dict[str, bool] = field(default_factory=dict)  #: "IPv4", "IPv6": in place
     counters: dict[str, int] = field(default_factory=dict)  #: packets, all namespaces
     namespaces: list[dict[str, Any]] = field(default_factory=list)
+    refusals: list[dict[str, Any]] = field(default_factory=list)  #: by slice and kind
     differences: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,7 +76,10 @@ def look(paths: Paths) -> Status:
         )
     if state is not None:
         found.up, found.since, found.variant = True, state.since, state.variant
-    for look_at in (_slices, _settings, _rules):
+        found.datapath, found.why, found.instance = state.datapath, state.why, state.instance
+        found.packet_sockets = state.packet_sockets
+        found.known_differences = list(DIFFERENCES[state.datapath])
+    for look_at in (_slices, _instance, _settings, _rules):
         try:
             look_at(found, paths, state)
         except VnetError as error:
@@ -67,21 +96,84 @@ def _slices(found: Status, paths: Paths, state: State | None) -> None:
     found.cgroups = sum(len(item.cgroups) for item in slices)
     ids = cgroups.ids(root, [path for item in slices for path in item.cgroups])
     found.cgroups_present = len(ids)
-    if not found.module:
-        if state is not None:
-            found.differences.append(f"module {copyxid.MODULE} is not loaded")
-        return
-    with copyxid.connect() as kernel:
-        table = {number: entry.xid for number, entry in kernel.table().items()}
-        stats = kernel.stats()
-    found.entries = len(table)
-    found.namespaces = [asdict(item) for item in stats]
-    found.counters = {
-        name: sum(item.counters.get(name, 0) for item in stats) for name in copyxid.COUNTERS
-    }
+    if found.module:
+        with copyxid.connect() as kernel:
+            table = {number: entry.xid for number, entry in kernel.table().items()}
+            stats = kernel.stats()
+        found.entries = len(table)
+        found.namespaces = [asdict(item) for item in stats]
+        found.counters = {
+            name: sum(item.counters.get(name, 0) for item in stats) for name in copyxid.COUNTERS
+        }
     if state is None:
         return
-    _compare_table(found, slices, xids, ids, table, root)
+    if state.datapath == "module":
+        if found.module:
+            _compare_table(found, slices, xids, ids, table, root)
+        else:
+            found.differences.append(f"module {copyxid.MODULE} is not loaded")
+    _policy(found, paths, state, slices, xids, ids, root)
+
+
+def _policy(
+    found: Status,
+    paths: Paths,
+    state: State,
+    slices: list[Slice],
+    xids: dict[str, int],
+    ids: dict[str, int],
+    root: Path,
+) -> None:
+    """The policy in force against the slices' files."""
+    instance = Path(state.instance)
+    now = policy.read(instance)
+    found.guard = "observe" if now.observe else "enforce"
+    found.guard_configured = nodeconfig.load(paths.node_config).mode
+    found.reserved_ports, found.reserved_addresses = len(now.ports), len(now.addresses)
+    if state.datapath == "bpf":
+        found.entries = len(now.slices)
+        _compare_table(found, slices, xids, ids, now.slices, root)
+    numbered = [item for item in slices if item.name in xids]
+    wanted = bpfsteps.wanted_policy(numbered, xids, now.slices, state.mode)
+    if now.observe != wanted.observe:
+        found.differences.append(f"the guard is in mode {found.guard}, not {state.mode}")
+    if now.grants != wanted.grants:
+        found.differences.append("the grants of raw sockets in force are not those in the files")
+    if set(now.ports) != set(wanted.ports):
+        found.differences.append("the reserved ports in force are not those in the files")
+    if now.addresses != wanted.addresses:
+        found.differences.append("the reserved addresses in force are not those in the files")
+    missing = {port.port for port, _xid in now.ports} - sysctls.reserved_ports()
+    if missing:
+        found.differences.append(
+            f"sysctl {sysctls.RESERVED} lacks {sysctls.format_ports(missing)}: the kernel may pick "
+            "these ports for anybody"
+        )
+
+
+def _instance(found: Status, paths: Paths, state: State | None) -> None:
+    """The eBPF programs: attached, of this version, alone; and what they refused."""
+    instances = bpf.instances(paths.bpf_dir)
+    if state is None:
+        found.differences += [f"{path} is there, and should not be" for path in instances]
+        return
+    instance = Path(state.instance)
+    found.differences += [
+        f"{path}: programs of another version are there too"
+        for path in instances
+        if path != instance
+    ]
+    if instance.name != bpf.version():
+        found.differences.append(
+            f"the eBPF programs in force are of another version ({instance.name}) than this "
+            f"vnet's ({bpf.version()})"
+        )
+    else:
+        found.differences += bpf.healthy(instance, state.packet_sockets == "guarded")
+    names = {xid: name for name, xid in current_xids(paths).items()}
+    found.refusals = [
+        {"slice": names.get(count.xid), **asdict(count)} for count in refusals.read(instance)
+    ]
 
 
 def _compare_table(
@@ -107,7 +199,7 @@ def _compare_table(
                 wrong.append(f"slice {item.name}: {path} (id {number}) is not in the table")
             elif table[number] != xid:
                 wrong.append(f"slice {item.name}: {path} is marked {table[number]}, not {xid}")
-    _set, extra = steps.table_changes(table, wanted, set(xids.values()), root)
+    _set, extra = cgroups.table_changes(table, wanted, set(xids.values()), root)
     wrong += [f"the table has cgroup id {number}, which is no slice's" for number in extra]
     found.lingering = len(set(table) - set(wanted)) - len(extra)
     found.differences += wrong[:10]
@@ -126,11 +218,11 @@ def _settings(found: Status, _paths: Paths, state: State | None) -> None:
 def _rules(found: Status, _paths: Paths, state: State | None) -> None:
     for family in rules.families():
         for variant in rules.VARIANTS:
-            wanted = (
-                rules.asked() if state is not None and state.variant == variant else rules.NOTHING
-            )
+            wanted = rules.NOTHING
+            if state is not None and state.variant == variant:
+                wanted = rules.asked(wanted_chains(state.datapath, Path(state.instance), family))
             wrong = rules.differences(rules.snapshot(family, variant), wanted)
-            if wanted is not rules.NOTHING:
+            if wanted:
                 found.rules[f"IPv{family}"] = not wrong
             found.differences += [f"IPv{family} ({variant}): {words}" for words in wrong]
 

@@ -6,16 +6,28 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from vnet import cgroups, copyxid, journal, module, nftables, readback, rules, state, sysctls
+from vnet import (
+    bpfsteps,
+    cgroups,
+    copyxid,
+    journal,
+    module,
+    nftables,
+    readback,
+    rules,
+    state,
+    sysctls,
+)
+from vnet.datapath import Chain, Family
 from vnet.errors import NetlinkError, NodeError, RulesError, VnetError
 from vnet.journal import Entry, Journal
 from vnet.paths import Paths
-from vnet.rules import Family, Snapshot, Variant
+from vnet.rules import Snapshot, Variant
 from vnet.state import Made, State
 
 
@@ -40,27 +52,11 @@ def wanted_entries(root: Path, paths: Mapping[str, int]) -> dict[int, int]:
     return {number: paths[path] for path, number in cgroups.ids(root, list(paths)).items()}
 
 
-def table_changes(
-    found: Mapping[int, int], wanted: Mapping[int, int], xids: set[int], root: Path
-) -> tuple[dict[int, int], list[int]]:
-    """(entries to set, ids to delete).
-
-    An entry too many whose xid is a slice's and whose cgroup is gone stays:
-    sockets outlive their cgroup, and ``vnet watch`` takes it away later.
-    """
-    to_set = {number: xid for number, xid in wanted.items() if found.get(number) != xid}
-    extra = [number for number in found if number not in wanted]
-    if not extra:
-        return to_set, []
-    live = cgroups.live_ids(root)
-    return to_set, [number for number in extra if number in live or found[number] not in xids]
-
-
 def fill_table(notes: Journal, wanted: Mapping[int, int], xids: set[int], root: Path) -> list[str]:
     """Make the module's table what the slices say. Raises NetlinkError."""
     with copyxid.connect() as kernel:
         found = {number: entry.xid for number, entry in kernel.table().items()}
-        to_set, to_delete = table_changes(found, wanted, xids, root)
+        to_set, to_delete = cgroups.table_changes(found, wanted, xids, root)
         if not to_set and not to_delete:
             return []
         touched = [*to_set, *to_delete]
@@ -98,31 +94,35 @@ def set_sysctls(notes: Journal, new: State) -> list[str]:
     return [f"sysctl {key} = {sysctls.WANTED[key]} (was {value})" for key, value in wrong.items()]
 
 
+#: family: the chains asked for
+Wanted = Mapping[Family, Sequence[Chain]]
+
+
 def install_rules(
-    notes: Journal, new: State, variant: Variant, body: str = rules.BODY
+    notes: Journal, new: State, variant: Variant, wanted: Wanted
 ) -> tuple[list[str], list[str]]:
-    """Our chains in ``variant`` for v4, then v6, then out of the other variant.
+    """Our chains in ``variant``, family by family, then out of the other variant.
 
     Returns (what was done, remarks). Raises RulesError.
     """
     done: list[str] = []
     remarks: list[str] = []
-    changed: list[Family] = []
-    wanted = rules.asked(body)
-    for family in rules.families():
-        if not lead(notes, new, family, variant, wanted):
+    changed: dict[Family, Sequence[Chain]] = {}
+    for family, chains in wanted.items():
+        then = rules.asked(chains)
+        if not lead(notes, new, family, variant, then):
             continue
-        done.append(f"rules for IPv{family} in table mangle ({variant})")
-        if wrong := rules.differences(rules.snapshot(family, variant), wanted):
+        done.append(f"rules for IPv{family} in tables {' and '.join(then)} ({variant})")
+        if wrong := rules.differences(rules.snapshot(family, variant), then):
             raise RulesError(f"IPv{family} ({variant}), read back: " + "; ".join(wrong))
-        changed.append(family)
+        changed[family] = chains
     if changed and variant == "legacy":
-        differing, remark = readback.compare(changed, body)
+        differing, remark = readback.compare(changed)
         if differing:
             raise RulesError("; ".join(differing))
         remarks += [remark] if remark else []
     other: Variant = "nft" if variant == "legacy" else "legacy"
-    for family in rules.families():
+    for family in wanted:
         if lead(notes, new, family, other, rules.NOTHING):
             done.append(f"removed the rules for IPv{family} from the other variant ({other})")
     return done, remarks
@@ -143,17 +143,18 @@ def lead(notes: Journal, new: State, family: Family, variant: Variant, then: Sna
         family=family,
         variant=variant,
         before=_plain(now),
-        bases={"table": before.table, "chains": list(before.chains)},
+        bases={"tables": list(before.tables), "chains": list(before.chains)},
     )
     rules.change(family, variant, now, then)
     made = new.made.get(str(family), Made())
-    if then.empty:
-        nftables.remove_if_empty(family, made.table, tuple(made.chains))
+    if rules.is_empty(then):
+        nftables.remove_if_empty(family, made.tables, made.chains)
         new.made.pop(str(family), None)
     else:
         after = nftables.bases(family)
+        tables = {*made.tables, *after.tables} - set(before.tables) | set(made.tables)
         chains = {*made.chains, *after.chains} - set(before.chains) | set(made.chains)
-        new.made[str(family)] = Made(made.table or not before.table, sorted(chains))
+        new.made[str(family)] = Made(sorted(tables), sorted(chains))
     return True
 
 
@@ -169,7 +170,9 @@ def write_state(notes: Journal, paths: Paths, new: State, old_text: str | None) 
 
 
 def _plain(snapshot: Snapshot) -> dict[str, object]:
-    return {"chains": snapshot.chains, "jumps": snapshot.jumps}
+    return {
+        name: {"chains": table.chains, "jumps": table.jumps} for name, table in snapshot.items()
+    }
 
 
 def _undo_module(_paths: Paths, _entry: Entry) -> None:
@@ -194,14 +197,14 @@ def _undo_sysctls(_paths: Paths, entry: Entry) -> None:
 
 def _undo_rules(_paths: Paths, entry: Entry) -> None:
     family, variant = entry["family"], entry["variant"]
-    then = msgspec.convert(entry["before"], Snapshot)
+    then = msgspec.convert(entry["before"], dict[str, rules.Table])
     rules.change(family, variant, rules.snapshot(family, variant), then)
     if variant == "nft":
         before, now = entry["bases"], nftables.bases(family)
         nftables.remove_if_empty(
             family,
-            now.table and not before["table"],
-            tuple(chain for chain in now.chains if chain not in before["chains"]),
+            [table for table in now.tables if table not in before["tables"]],
+            [chain for chain in now.chains if chain not in before["chains"]],
         )
 
 
@@ -213,7 +216,7 @@ def _undo_state(paths: Paths, entry: Entry) -> None:
         state.replace(paths.state, entry["before"])
 
 
-_UNDO: dict[str, Callable[[Paths, Entry], None]] = {
+_UNDO: dict[str, Callable[[Paths, Entry], None]] = bpfsteps.UNDO | {
     "module": _undo_module,
     "table": _undo_table,
     "sysctls": _undo_sysctls,

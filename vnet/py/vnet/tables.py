@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,8 +63,23 @@ def outcome(found: "Outcome", as_json: bool, nothing: str, end: str) -> None:
         click.echo(f"  {line}")
     for line in found.remarks:
         click.echo(f"note: {line}", err=True)
-    where = f", rules in the {found.variant} tables" if found.variant else ""
-    click.echo((end if found.done else nothing) + where)
+    click.echo(end if found.done else nothing)
+    if found.datapath:
+        click.echo(
+            f"  data path {found.datapath}: {found.why}; rules in the {found.variant} tables"
+        )
+
+
+def guard(mode: str, configured: str, node_config: Path, as_json: bool) -> None:
+    """``vnet guard``."""
+    if as_json:
+        _json({"mode": mode, "configured": configured})
+        return
+    click.echo(f"the guard is in mode {mode}")
+    if mode != configured:
+        click.echo(
+            f"note: {node_config} says {configured}; the next `vnet up` goes by it", err=True
+        )
 
 
 def slice_changed(what: str, name: str, xid: int | None, is_up: bool, as_json: bool) -> None:
@@ -118,11 +134,13 @@ _REASONS = {
     "in-socket": "received by a slice, by its socket",
     "in-lookup": "received by a slice, by its socket (looked up)",
     "in-conn": "received by a slice, by its connection",
+    "through-interface": "sent by a slice's container",
+    "through-conn": "on its way to a slice's container, by its connection",
     "node-socket": "the node's own: a socket outside every slice",
     "no-socket": "nobody's: no socket, and no owner on the connection",
     "no-conntrack": "nobody's: neither a socket nor a connection",
     "other-netns": "nobody's: the socket is another namespace's",
-    "forwarded": "passed through: no local end",
+    "forwarded": "passed through: of no slice",
     "filled": "connections that got an owner",
     "conflict": "connections that changed owner",
     "intrusion": "raw packets into another slice's connection",
@@ -138,12 +156,22 @@ def status(found: "Status", verbose: bool, as_json: bool) -> None:
         _json(found.as_dict())
         return
     if found.up and found.since is not None:
-        click.echo(f"up since {moment(found.since)} ({age(found.since)}), "
-                   f"rules in the {found.variant} tables")  # fmt: skip
+        click.echo(f"up since {moment(found.since)} ({age(found.since)})")
+        click.echo(f"  path     {found.datapath}: {found.why}")
     else:
         click.echo("the node is down")
-    users = f", used by {found.module_users} rules" if found.module else ""
-    click.echo(f"  module   {'loaded' if found.module else 'not loaded'}{users}")
+    if found.guard:
+        configured = ""
+        if found.guard != found.guard_configured:
+            configured = f" (vnet.toml: {found.guard_configured}, from the next `vnet up` on)"
+        partial = (
+            "" if found.packet_sockets == "guarded" else "; partial: packet sockets are not refused"
+        )
+        click.echo(f"  guard    {found.guard}{configured}, {found.reserved_ports} ports and "
+                   f"{found.reserved_addresses} addresses reserved{partial}")  # fmt: skip
+    if found.module or found.datapath == "module":
+        users = f", used by {found.module_users} rules" if found.module else ""
+        click.echo(f"  module   {'loaded' if found.module else 'not loaded'}{users}")
     lingering = f", {found.lingering} of cgroups that are gone" if found.lingering else ""
     click.echo(f"  slices   {found.slices}, {found.cgroups_present} of {found.cgroups} cgroups "
                f"present; {found.entries} entries in the table{lingering}")  # fmt: skip
@@ -152,9 +180,20 @@ def status(found: "Status", verbose: bool, as_json: bool) -> None:
     if found.rules:
         places = ", ".join(f"{family} {'in place' if ok else 'NOT as asked'}"
                            for family, ok in found.rules.items())  # fmt: skip
-        click.echo(f"  rules    {places}")
+        click.echo(f"  rules    {places}, in the {found.variant} tables")
     for line in found.differences:
         click.echo(f"  NOT as asked: {line}")
+    for line in found.known_differences:
+        click.echo(f"  of this data path: {line}")
+    if found.refusals:
+        rows(
+            ["slice", "kind", ">refused", ">observed", ">without an event"],
+            [
+                (count["slice"] or f"xid {count['xid']}", count["kind"],
+                 *(f"{count[key]:,}" for key in ("refused", "observed", "suppressed")))
+                for count in found.refusals
+            ],
+        )  # fmt: skip
     if any(found.counters.values()):
         table = _table(">packets", "counter", "meaning")
         for name, number in found.counters.items():

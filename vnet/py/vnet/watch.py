@@ -13,12 +13,16 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from inotify_simple import INotify, flags
 
-from vnet import cgroups, config, copyxid, status
+from vnet import bpfsteps, cgroups, config, copyxid, events, guard, policy, status
+from vnet import state as states
 from vnet.errors import ConfigError, NodeError
 from vnet.paths import Paths
 
@@ -28,14 +32,27 @@ _CONFIG_EVENTS = (
 )
 
 
+class Table(Protocol):
+    """Which cgroup is which slice, in the kernel."""
+
+    def table(self) -> Mapping[int, copyxid.Entry]: ...
+    def set_many(self, entries: Mapping[int, int], /) -> Mapping[int, int]: ...
+    def delete_many(self, ids: Sequence[int], /) -> Mapping[int, int]: ...
+
+
 @dataclass
 class Watched:
-    """What is watched, and what the table is known to hold of it."""
+    """What is watched, and what the tables are known to hold of it."""
 
     root: Path
+    paths: Paths
+    linger: float  #: s that the id of a cgroup that is gone stays
+    instance: Path = Path()  #: of the eBPF programs
+    datapath: str = ""
+    tables: list[Table] = field(default_factory=list)
     xids: dict[str, int] = field(default_factory=dict)  #: cgroup path: xid
     below: dict[str, list[str]] = field(default_factory=dict)  #: ancestor: cgroup paths
-    ids: dict[str, int] = field(default_factory=dict)  #: cgroup path: id in the table
+    ids: dict[str, int] = field(default_factory=dict)  #: cgroup path: id in the tables
     gone: dict[int, float] = field(default_factory=dict)  #: id: when it leaves (monotonic s)
     places: dict[int, str] = field(default_factory=dict)  #: watch descriptor: ancestor
 
@@ -45,14 +62,15 @@ def run(paths: Paths, linger: float) -> None:
     if not paths.state.exists():
         raise NodeError("vnet watch: the node is down", "vnet up")
     wake = _signals()
-    watched = Watched(cgroups.v2_root())
-    with INotify() as inotify, copyxid.connect() as kernel:
+    watched = Watched(cgroups.v2_root(), paths, linger)
+    with INotify() as inotify, ExitStack() as kernel, closing(events.Drain(paths)) as drain:
         config_watch = _watch_config(inotify, paths)
-        inotify.add_watch(paths.run_dir, flags.DELETE)
-        _reload(watched, paths, inotify, kernel, linger)
+        run_watch = inotify.add_watch(paths.run_dir, flags.DELETE | flags.MOVED_TO)
+        _open_tables(watched, kernel)
+        _reload(watched, inotify)
         notify("READY=1")
         while True:
-            ready, _, _ = select.select([inotify, wake], [], [], _until_next(watched))
+            ready, _, _ = select.select([inotify, wake, drain], [], [], _until_next(watched))
             reload = False
             if wake in ready:
                 numbers = os.read(wake.fileno(), 64)
@@ -60,20 +78,37 @@ def run(paths: Paths, linger: float) -> None:
                     notify("STOPPING=1")
                     return
                 reload = signal.SIGHUP in numbers
+            if drain in ready:
+                drain.drain()
             if inotify in ready:
                 for event in inotify.read(timeout=0):
-                    if event.wd == config_watch or event.mask & flags.Q_OVERFLOW:
+                    if event.wd == run_watch and event.name != paths.state.name:
+                        continue
+                    if event.wd in (config_watch, run_watch) or event.mask & flags.Q_OVERFLOW:
                         reload = True
                     elif event.wd in watched.places:
-                        _changed(watched, event.wd, event.name, inotify, kernel, linger)
+                        _changed(watched, event.wd, event.name, inotify)
             if not paths.state.exists():  # `vnet down`
                 notify("STOPPING=1")
                 return
             if reload:
                 if config_watch is None:
                     config_watch = _watch_config(inotify, paths)
-                _reload(watched, paths, inotify, kernel, linger)
-            _expire(watched, kernel)
+                _open_tables(watched, kernel)
+                _reload(watched, inotify)
+            _expire(watched)
+
+
+def _open_tables(watched: Watched, kernel: ExitStack) -> None:
+    """The tables of the data path that is in place now; another `vnet up` may have changed it."""
+    state = states.load(watched.paths.state)
+    if state is None:
+        return
+    kernel.close()
+    watched.instance, watched.datapath = Path(state.instance), state.datapath
+    watched.tables = [policy.Slices(watched.instance)]
+    if state.datapath == "module":
+        watched.tables.append(kernel.enter_context(copyxid.connect()))
 
 
 def _signals() -> socket.socket:
@@ -87,26 +122,36 @@ def _signals() -> socket.socket:
     return reading
 
 
+def _current(watched: Watched) -> bool:
+    """Whether our tables are those in force; if not, the change of state.json is on its way to us.
+
+    Asked with the lock held.
+    """
+    state = states.load(watched.paths.state)
+    return state is not None and (Path(state.instance), state.datapath) == (
+        watched.instance,
+        watched.datapath,
+    )
+
+
 def _watch_config(inotify: INotify, paths: Paths) -> int | None:
     with contextlib.suppress(OSError):
         return int(inotify.add_watch(paths.config_dir, _CONFIG_EVENTS))
     return None
 
 
-def _reload(
-    watched: Watched, paths: Paths, inotify: INotify, kernel: copyxid.Module, linger: float
-) -> None:
-    """Take slices and their numbers anew, and bring the table in step.
+def _reload(watched: Watched, inotify: INotify) -> None:
+    """Take slices and their numbers anew, and bring the tables in step.
 
     Slices that have no number yet wait for `vnet up`. Files with an error
     change nothing: what was watched goes on.
     """
     try:
-        slices = config.load(paths.config_dir)
+        slices = config.load(watched.paths.config_dir)
     except ConfigError as error:
         print(f"vnet watch: keeping the slices as they were:\n{error.message}", file=sys.stderr)
         return
-    numbers = status.current_xids(paths)
+    numbers = status.current_xids(watched.paths)
     watched.xids = {
         path: numbers[item.name] for item in slices if item.name in numbers for path in item.cgroups
     }
@@ -121,14 +166,13 @@ def _reload(
         with contextlib.suppress(OSError):
             inotify.rm_watch(wd)
     watched.ids = {path: number for path, number in watched.ids.items() if path in watched.xids}
-    _refresh(watched, list(watched.xids), kernel, linger)
-    # Ids that an earlier run (or nobody) knew to be gone. The table first: what
-    # is in it and not found afterwards is gone, not new.
-    table = kernel.table()
+    _refresh(watched, list(watched.xids))
+    # Ids that an earlier run (or nobody) knew to be gone. The tables first: what
+    # is in one and not found afterwards is gone, not new.
+    held = {number for table in watched.tables for number in table.table()}
     live = cgroups.live_ids(watched.root)
-    for number in table:
-        if number not in live:
-            watched.gone.setdefault(number, time.monotonic() + linger)
+    for number in held - live:
+        watched.gone.setdefault(number, time.monotonic() + watched.linger)
 
 
 def _watch(watched: Watched, place: str, inotify: INotify) -> bool:
@@ -139,9 +183,7 @@ def _watch(watched: Watched, place: str, inotify: INotify) -> bool:
     return True
 
 
-def _changed(
-    watched: Watched, wd: int, name: str, inotify: INotify, kernel: copyxid.Module, linger: float
-) -> None:
+def _changed(watched: Watched, wd: int, name: str, inotify: INotify) -> None:
     """Something called ``name`` came or went in a watched directory."""
     if not name:  # IN_IGNORED: the directory itself is gone
         del watched.places[wd]
@@ -153,7 +195,7 @@ def _changed(
     for place in sorted({path, *_between(watched, path)}):
         if place in watched.below:
             _watch(watched, place, inotify)
-    _refresh(watched, [*below, *([path] if path in watched.xids else [])], kernel, linger)
+    _refresh(watched, [*below, *([path] if path in watched.xids else [])])
 
 
 def _between(watched: Watched, path: str) -> set[str]:
@@ -165,14 +207,14 @@ def _between(watched: Watched, path: str) -> set[str]:
     }
 
 
-def _refresh(watched: Watched, paths: list[str], kernel: copyxid.Module, linger: float) -> None:
-    """Bring the table in step for these cgroup paths."""
+def _refresh(watched: Watched, paths: list[str]) -> None:
+    """Bring the tables in step for these cgroup paths."""
     new: dict[int, int] = {}
     for path in paths:
         number = cgroups.cgroup_id(watched.root, path)
         before = watched.ids.get(path)
         if before is not None and before != number:
-            watched.gone[before] = time.monotonic() + linger
+            watched.gone[before] = time.monotonic() + watched.linger
             del watched.ids[path]
         if number is not None:
             watched.gone.pop(number, None)
@@ -180,7 +222,14 @@ def _refresh(watched: Watched, paths: list[str], kernel: copyxid.Module, linger:
             new[number] = watched.xids[path]
     if not new:
         return
-    refused = kernel.set_many(new)
+    refused: set[int] = set()
+    # An `up` at work would write its own tables over ours.
+    with guard.lock(watched.paths):
+        if not _current(watched):
+            return
+        for table in watched.tables:
+            refused |= set(table.set_many(new))
+        bpfsteps.adopt_sockets(watched.instance)
     for path in [path for path, number in watched.ids.items() if number in refused]:
         del watched.ids[path]  # gone again already: its removal is an event of its own
 
@@ -191,11 +240,13 @@ def _until_next(watched: Watched) -> float | None:
     return max(0.0, min(watched.gone.values()) - time.monotonic())
 
 
-def _expire(watched: Watched, kernel: copyxid.Module) -> None:
+def _expire(watched: Watched) -> None:
     now = time.monotonic()
     due = [number for number, when in watched.gone.items() if when <= now]
     if due:
-        kernel.delete_many(due)
+        with guard.lock(watched.paths):
+            for table in watched.tables if _current(watched) else []:
+                table.delete_many(due)
         for number in due:
             del watched.gone[number]
 
