@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * netcost - nanoseconds per packet in several network namespaces by turns.
+ *
+ * Each namespace has its own rules, and sockets that are made once. A round
+ * measures each of them for a fraction of a millisecond, one after the other,
+ * so that whatever else the machine does falls on all of them alike; the least
+ * of many rounds is what a packet costs when nothing else does.
+ *
+ * Commands come on standard input, one a line; each is answered by one line:
+ *
+ *   open NAME udp|tcp NETNS SENDER_CGROUP RECEIVER_CGROUP
+ *	a connected pair on loopback in /run/netns/NETNS; a cgroup is a
+ *	directory, "-" where the process stays. Answer: "ok"
+ *   round BATCHES NAME ...
+ *	the least batch of each, in ns per packet (TCP: per request and
+ *	response). Answer: the numbers
+ *
+ * UDP on loopback is received inside the sender's call, so a packet's whole
+ * way is within the time that is taken. TCP's softirqs run there as well.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAYLOAD	64
+#define BATCH	64	/* packets between two looks at the clock */
+#define PAIRS	256
+
+struct pair {
+	char name[64];
+	int tx, rx, turns;	/* turns: rx answers, too */
+};
+
+static struct pair pairs[PAIRS];
+static int count;
+static char payload[PAYLOAD];
+
+#define DIE(what) do { perror(what); exit(1); } while (0)
+#define MUST(e) ({ __typeof__(e) r_ = (e); if (r_ < 0) DIE(#e); r_; })
+
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void enter_netns(const char *name)
+{
+	char path[256];
+	int fd;
+
+	snprintf(path, sizeof(path), "/run/netns/%s", name);
+	fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+	MUST(setns(fd, CLONE_NEWNET));
+	close(fd);
+}
+
+/* A socket belongs to the cgroup its maker is in when it makes it. */
+static void enter_cgroup(const char *directory)
+{
+	char path[512];
+	int fd;
+
+	if (!strcmp(directory, "-"))
+		return;
+	snprintf(path, sizeof(path), "%s/cgroup.procs", directory);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "0", 1) != 1)
+		DIE(path);
+	close(fd);
+}
+
+static struct sockaddr_in name_of(int fd)
+{
+	struct sockaddr_in a;
+	socklen_t len = sizeof(a);
+
+	MUST(getsockname(fd, (void *)&a, &len));
+	return a;
+}
+
+static int bound(int type)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET };
+	int fd = MUST(socket(AF_INET, type | SOCK_CLOEXEC, 0));
+
+	a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	MUST(bind(fd, (void *)&a, sizeof(a)));
+	return fd;
+}
+
+static void join(int fd, struct sockaddr_in to)
+{
+	int one = 1;
+
+	MUST(connect(fd, (void *)&to, sizeof(to)));
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
+static int open_pair(const char *line)
+{
+	char kind[8], netns[64], sender[256], receiver[256];
+	struct timeval second = { .tv_sec = 1 };
+	struct pair *p = &pairs[count];
+	int listener, one = 1;
+
+	if (count == PAIRS || sscanf(line, "open %63s %7s %63s %255s %255s",
+				     p->name, kind, netns, sender, receiver) != 5)
+		return -1;
+	enter_netns(netns);
+	p->turns = !strcmp(kind, "tcp");
+	enter_cgroup(receiver);
+	if (p->turns) {
+		listener = bound(SOCK_STREAM);
+		MUST(listen(listener, 1));
+		enter_cgroup(sender);
+		p->tx = bound(SOCK_STREAM);
+		join(p->tx, name_of(listener));
+		p->rx = MUST(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
+		MUST(setsockopt(p->rx, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)));
+		close(listener);
+	} else {
+		p->rx = bound(SOCK_DGRAM);
+		enter_cgroup(sender);
+		p->tx = bound(SOCK_DGRAM);
+		join(p->tx, name_of(p->rx));
+		join(p->rx, name_of(p->tx));
+	}
+	MUST(setsockopt(p->tx, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)));
+	MUST(setsockopt(p->rx, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)));
+	count++;
+	return 0;
+}
+
+static void pass(const struct pair *p, int from, int to)
+{
+	char buf[PAYLOAD];
+
+	if (send(from, payload, PAYLOAD, 0) != PAYLOAD)
+		DIE("send");
+	if (recv(to, buf, PAYLOAD, 0) != PAYLOAD)
+		DIE(p->name);	/* a second has gone by: see open_pair() */
+}
+
+static uint64_t batch(const struct pair *p)
+{
+	uint64_t start = now();
+
+	for (int i = 0; i < BATCH; i++) {
+		pass(p, p->tx, p->rx);
+		if (p->turns)
+			pass(p, p->rx, p->tx);
+	}
+	return now() - start;
+}
+
+static double least(const struct pair *p, int batches)
+{
+	uint64_t best = UINT64_MAX, took;
+
+	batch(p);		/* caches and branches have forgotten this one */
+	for (int i = 0; i < batches; i++) {
+		took = batch(p);
+		if (took < best)
+			best = took;
+	}
+	return (double)best / BATCH;
+}
+
+static int do_round(char *line)
+{
+	char *name, *rest = line + strlen("round ");
+	int batches = atoi(strsep(&rest, " "));
+
+	while ((name = strsep(&rest, " "))) {
+		const struct pair *p = NULL;
+
+		for (int i = 0; i < count; i++)
+			if (!strcmp(pairs[i].name, name))
+				p = &pairs[i];
+		if (!p)
+			return -1;
+		printf("%.2f ", least(p, batches));
+	}
+	printf("\n");
+	return 0;
+}
+
+int main(void)
+{
+	char *line = NULL;
+	size_t room = 0;
+	ssize_t len;
+
+	memset(payload, 'x', PAYLOAD);
+	while ((len = getline(&line, &room, stdin)) > 0) {
+		line[strcspn(line, "\n")] = '\0';
+		if (!strncmp(line, "open ", 5)) {
+			if (open_pair(line))
+				return 2;
+			printf("ok\n");
+		} else if (strncmp(line, "round ", 6) || do_round(line)) {
+			fprintf(stderr, "netcost: %s?\n", line);
+			return 2;
+		}
+		fflush(stdout);
+	}
+	return 0;
+}
