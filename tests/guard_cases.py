@@ -17,7 +17,7 @@ tests/vm/test_guard_*.py).
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Steps = list[list]
 A, B, C, F = 512, 65535, 7, 8
@@ -48,6 +48,8 @@ class World:
     """No address of this node."""
     interface: str
     token: bytes
+    dport: int
+    """A port of the peer that no other attempt sends to."""
 
     @property
     def af(self) -> str:
@@ -99,19 +101,25 @@ def pton(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
-def udp(w: World, sport: int, dport: int = SINK) -> bytes:
+def udp(w: World, sport: int, dport: int = 0) -> bytes:
     """A UDP header and the token. No checksum: nobody reads it."""
-    return struct.pack(">HHHH", sport, dport, 8 + len(w.token), 0) + w.token
+    return struct.pack(">HHHH", sport, dport or w.dport, 8 + len(w.token), 0) + w.token
 
 
-def tcp(w: World, sport: int, dport: int = SINK, flags: int = 2) -> bytes:
+def tcp(w: World, sport: int, dport: int = 0, flags: int = 2) -> bytes:
     """A TCP header (SYN) and the token."""
-    return struct.pack(">HHIIBBHHH", sport, dport, 1, 0, 0x50, flags, 64000, 0, 0) + w.token
+    return (
+        struct.pack(">HHIIBBHHH", sport, dport or w.dport, 1, 0, 0x50, flags, 64000, 0, 0) + w.token
+    )
 
 
-def sctp(w: World, sport: int, dport: int = SINK) -> bytes:
+def sctp(w: World, sport: int, dport: int = 0) -> bytes:
     """An SCTP header with a DATA-like chunk that carries the token."""
-    return struct.pack(">HHII", sport, dport, 1, 0) + struct.pack(">BBH", 1, 0, 20) + w.token * 2
+    return (
+        struct.pack(">HHII", sport, dport or w.dport, 1, 0)
+        + struct.pack(">BBH", 1, 0, 20)
+        + w.token * 2
+    )
 
 
 def echo(w: World, number: int = 77, reply: bool = False) -> bytes:
@@ -245,11 +253,17 @@ def its_connection(kind: int) -> Callable[[World], Steps]:
 def unreachable(w: World) -> bytes:
     """A port unreachable about what the peer answered to a's connection."""
     back = struct.pack(">HHHH", SINK, CONNECTION, 8 + len(w.token), 0) + w.token
-    swapped = World(w.family, w.there, w.here, w.mine, w.nowhere, w.interface, w.token)
+    swapped = replace(w, here=w.there, there=w.here)
     quoted = ip(swapped, UDP, back)
     if w.family == 4:  # the kernel fills this in only for the outer header
         quoted = quoted[:10] + struct.pack(">H", total(quoted[:20])) + quoted[12:]
     body = struct.pack(">BBHI", *((3, 3) if w.family == 4 else (1, 4)), 0, 0) + quoted
+    return ip(w, w.icmp, body[:2] + struct.pack(">H", total(body)) + body[4:])
+
+
+def redirect(w: World) -> bytes:
+    """An ICMP redirect about no connection in particular."""
+    body = struct.pack(">BBHI", *((5, 1) if w.family == 4 else (137, 0)), 0, 0) + w.token
     return ip(w, w.icmp, body[:2] + struct.pack(">H", total(body)) + body[4:])
 
 
@@ -444,9 +458,6 @@ def _source_cases() -> list[Case]:
     def bound(address: str) -> Callable[[World], list]:
         return lambda w: ["bind", getattr(w, address), 0]
 
-    def sticky(w: World) -> list:
-        return ["set", 41, 50, (pton(w.mine) + bytes(4)).hex()]
-
     others = ("b", "f", "node")
     all_others = ("b", "c", "f", "node", "user")
     return [
@@ -459,17 +470,20 @@ def _source_cases() -> list[Case]:
             families=(4,),
         ),
         Case(
-            "datagram from a's address by IPV6_PKTINFO once for all",
-            sends(sticky),
+            "datagram from a's port of one address, bound elsewhere, by PKTINFO",
+            sends(
+                lambda w: ["bind", "127.0.0.1" if w.family == 4 else "::1", ON_ADDRESS],
+                cmsg=lambda w: pktinfo(w, w.here),
+            ),
             all_others,
             ("a",),
-            families=(6,),
         ),
         Case(
             "echo request from a's address by PKTINFO",
             sends(kind=ICMP, cmsg=pktinfo),
             all_others,
             ("a",),
+            families=(4,),  # IPv6's takes no source from there
         ),
         Case(
             "echo request from a's address, bound",
@@ -625,16 +639,28 @@ def _raw_cases() -> list[Case]:
             ("a", "b", "f", "node"),
             families=(6,),
         ),
+        Case(
+            "raw echo reply",
+            raw(lambda w: ip(w, w.icmp, echo(w, reply=True))),
+            ("a", "b"),
+            ("f", "node"),
+        ),
+        Case(
+            "raw ICMP redirect",
+            raw(redirect),
+            ("a", "b"),
+            ("f", "node"),
+        ),
         *(
             Case(
                 f"raw packet into a's connection ({_NAMES[proto]})",
-                raw(lambda w, proto=proto, make=make: ip(w, proto, make(w, CONNECTION))),
+                raw(lambda w, proto=proto, make=make: ip(w, proto, make(w, CONNECTION, SINK))),
                 ("b", "f"),
                 allowed,
                 before=("a", its_connection(proto)),
             )
             # a holds no grant of that port: only ordinary sockets may use it
-            for proto, make, allowed in ((TCP, lambda w, p: tcp(w, p, flags=4), ()), (UDP, udp, ()))
+            for proto, make, allowed in ((TCP, tcp, ()), (UDP, udp, ()))
         ),
         Case(
             "raw ICMP error about a's connection",

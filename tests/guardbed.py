@@ -5,10 +5,12 @@
 On the host the node is a namespace, in a guest the guest itself.
 """
 
+import ctypes
 import itertools
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from testbed import cgroup, net, nflog
 from testbed.poll import until
 from vnetbed import Node
 
-from vnet import bpf
+from vnet import bpf, refusals
 
 _AGENT = [
     *(sys.executable, "-I", "-S"),
@@ -51,8 +53,6 @@ class Agent:
     def begins(self, steps: Steps, wait: bool = False) -> int:
         """Take steps that end in holding on, or wait for somebody."""
         number = next(self.ids)
-        if self.role == "user":
-            steps = [["uid", 65534], *steps]
         self._ask(id=number, steps=steps, wait=wait)
         return number
 
@@ -106,8 +106,11 @@ class Guarded:
     slices: dict[str, cgroup.Cgroup]
     agents: dict[str, Agent]
     log: nflog.Capture
+    last: dict[int, socket.socket]
+    """By family: what sends the packet after which no other will come."""
     has: frozenset[str]
     """What this kernel has: sctp, lsm, uring-bind."""
+    dports: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def world(self, family: int) -> World:
         """Addresses, and a token nobody has used."""
@@ -121,15 +124,15 @@ class Guarded:
             "192.0.2.77" if four else "2001:db8::77",
             self.link.a_if,
             os.urandom(8),
+            20_000 + next(self.dports) % 10_000,
         )
 
     def seen(self, token: bytes, family: int = 4) -> list[nflog.Seen]:
         """What has come out at the peer with this token in it."""
         last = self.world(family)
-        sent = self.agents["node"].tries(cases.sends()(last))
-        assert sent["ok"], sent
+        # Sent after it through the same queues.
+        self.last[family].sendto(last.token, (last.there, cases.SINK))
 
-        # Sent after it on the same CPU, through the same queues.
         def arrived() -> bool:
             return any(last.token in packet.payload for packet in self.log.seen())
 
@@ -143,27 +146,47 @@ class Guarded:
         )
         return [line for line in listed.splitlines() if set(fields) <= set(line.split())]
 
-    def check(self, case: Case, family: int, observed: bool = False) -> None:
-        """Each who is refused is, each who is allowed succeeds; observed: all succeed."""
+    def refusals(self) -> dict[int, int]:
+        """How often the guard has refused, or would have refused, each xid something."""
+        [instance] = bpf.instances(Path(self.node.env["VNET_BPF_DIR"]))
+        found: dict[int, int] = {}
+        for count in refusals.read(instance):
+            found[count.xid] = found.get(count.xid, 0) + count.refused + count.observed
+        return found
+
+    def check(self, case: Case, family: int) -> None:
+        """Each who is refused is, and it is counted; each who is allowed succeeds."""
         if case.needs and case.needs not in self.has:
             pytest.skip(f"this kernel has no {case.needs}")
-        refused = () if observed else case.refused
-        allowed = (*case.refused, *case.allowed) if observed else case.allowed
-        for role in refused:
+        counted = self.refusals()
+        for role in case.refused:
             world, said, seen = self.attempt(case, family, role)
+            before, counted = counted, self.refusals()
+            xid = cases.XIDS[role]
             if case.how == UNSEEN:
                 assert said["ok"] or said["at"] in _SENDS, (role, said)
                 assert seen == [], (role, said)
                 if not case.tracked:
-                    assert self.tracked(f"src={world.here}", f"dport={cases.SINK}") == []
+                    assert self.tracked(f"src={world.here}", f"dport={world.dport}") == []
             else:
-                assert (said["ok"], said.get("at"), said.get("errno")) == (
-                    *(False, case.at, case.how),
-                ), (role, said)
-        for role in allowed:
-            _, said, seen = self.attempt(case, family, role)
-            assert said["ok"], (role, said)
-            assert seen or case.how != UNSEEN, (role, "nothing was seen of it")
+                found = (said["ok"], said.get("at"), said.get("errno"))
+                assert found == (False, case.at, case.how), (role, said)
+            assert counted.get(xid, 0) > before.get(xid, 0), (role, said, "not counted")
+        for role in case.allowed:
+            self.succeeds(case, family, role)
+
+    def succeeds(self, case: Case, family: int, role: str) -> None:
+        """The attempt of somebody succeeds."""
+        _, said, seen = self.attempt(case, family, role)
+        assert said["ok"], (role, said)
+        assert seen or case.how != UNSEEN, (role, "nothing was seen of it")
+
+    def check_observed(self, case: Case, family: int) -> None:
+        """In observe mode: who would be refused succeeds, and is counted."""
+        for role in case.refused[:1]:
+            before, xid = self.refusals(), cases.XIDS[role]
+            self.succeeds(case, family, role)
+            assert self.refusals().get(xid, 0) > before.get(xid, 0), (role, "not counted")
 
     def attempt(
         self, case: Case, family: int, role: str
@@ -222,6 +245,7 @@ def agents(
             process = stack.enter_context(
                 (peer if role == "peer" else ns).popen(
                     *_AGENT,
+                    *(["uid=65534"] if role == "user" else []),
                     cgroup=slices.get(role),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -232,6 +256,24 @@ def agents(
         for agent in found.values():
             agent.answer(0)
         yield found
+
+
+@contextmanager
+def inside(ns: net.Namespace) -> Iterator[None]:
+    """This thread is in a namespace (os.setns exists from Python 3.12 on)."""
+    if not ns.name:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(f"/run/netns/{ns.name}", os.O_RDONLY)
+    try:
+        assert libc.setns(there, 0) == 0
+        yield
+    finally:
+        assert libc.setns(home, 0) == 0
+        os.close(home)
+        os.close(there)
 
 
 @contextmanager
@@ -272,9 +314,11 @@ def guarded(base: Path, ns: net.Namespace, datapath: str = "bpf") -> Iterator[Gu
         peer = enter(net.namespace("peer"))
         link = enter(net.veth(ns, peer))
         four, six = _second(link.a4), _second(link.a6)
+        # preferred_lft 0, or the kernel picks it as everybody's source (RFC 6724, rule 3)
         ns.run(
             *("ip", "-batch", "-"),
-            input=f"addr add {four}/24 dev {link.a_if}\naddr add {six}/64 dev {link.a_if} nodad\n",
+            input=f"addr add {four}/24 dev {link.a_if}\n"
+            f"addr add {six}/64 dev {link.a_if} nodad preferred_lft 0\n",
         )
         with suppress(AssertionError):  # a guest may have had it already
             ns.sysctl(net__ipv4__ping_group_range="0 2147483647")
@@ -290,7 +334,12 @@ def guarded(base: Path, ns: net.Namespace, datapath: str = "bpf") -> Iterator[Gu
         found = enter(agents(ns, peer, made))
         enter(found["peer"].holding(_sink("SOCK_DGRAM")))
         enter(found["peer"].holding([*_sink("SOCK_STREAM")[:-1], ["listen"], ["hold"]]))
-        bed = Guarded(node, peer, link, datapath, made, found, log, has)
+        with inside(ns):
+            last = {
+                family: enter(socket.socket(af, socket.SOCK_DGRAM))
+                for family, af in ((4, socket.AF_INET), (6, socket.AF_INET6))
+            }
+        bed = Guarded(node, peer, link, datapath, made, found, log, last, has)
         for family in (4, 6):  # the neighbours know each other from here on
             bed.seen(b"", family)
         yield bed

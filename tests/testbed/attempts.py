@@ -2,12 +2,13 @@
 
     python -I -S attempts.py <requests, one JSON object a line
 
-A request is ``{"id": N, "steps": [[WORD, ARGUMENT...], ...]}``. A forked child
-takes the steps one after the other with a socket of its own and prints one
+A request is ``{"id": N, "steps": [[WORD, ARGUMENT...], ...]}``. The steps are
+taken one after the other with a socket of their own, and the answer is one
 line: ``{"id": N, "ok": true, "got": [...]}``, or which step the kernel refused
 and how: ``{"id": N, "ok": false, "at": "bind", "errno": "EACCES", "got": [...]}``.
 ``{"drop": N}`` ends the child of a request that holds on. Nothing that one
-attempt does to its process (namespaces, users, cgroups) is left for the next.
+attempt does to its process (namespaces, users, cgroups) is left for the next:
+then a forked child does it. With the argument ``uid=N`` the agent is that user.
 
 The socket is that of the agent's cgroup as long as no step moves the process.
 Numbers may be given by their names in Python's socket module. Bytes are hex.
@@ -16,7 +17,7 @@ socket FAMILY TYPE PROTO   make a socket; the steps after it use it
 set LEVEL OPTION VALUE     setsockopt: an int, or bytes
 get LEVEL OPTION           getsockopt of an int; the value is part of the answer
 bind ADDRESS PORT          or: an interface, PROTO (packet sockets)
-bindbytes FAMILY BYTES     any sockaddr, through bind(2) itself
+bindbytes, connectbytes BYTES        any sockaddr, through the system call itself
 listen, name               getsockname's address and port are part of the answer
 connect ADDRESS PORT       begun, not waited for; connectwait: until it is made
 send BYTES ADDRESS PORT [CMSGS]      sendmsg; CMSGS is a list of [LEVEL, TYPE, BYTES]
@@ -45,6 +46,8 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds to wait for what another process is to do."""
+FORKED = {"hold", "go", "hammer", "cgroup", "unshare", "uid", "take"}
+"""Steps that change the process, or keep it: a child takes those."""
 
 
 def number(word: int | str) -> int:
@@ -94,12 +97,19 @@ class Attempt:
         self.sock.bind((address, port))
 
     def do_bindbytes(self, sockaddr: str) -> None:
+        self._libc("bind", sockaddr)
+
+    def do_connectbytes(self, sockaddr: str) -> None:
+        self.sock.setblocking(False)
+        self._libc("connect", sockaddr)
+
+    def _libc(self, call: str, sockaddr: str) -> None:
         import ctypes
 
         raw = bytes.fromhex(sockaddr)
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.bind(self.sock.fileno(), raw, len(raw)):
-            raise OSError(ctypes.get_errno(), "bind")
+        if getattr(libc, call)(self.sock.fileno(), raw, len(raw)):
+            raise OSError(ctypes.get_errno(), call)
 
     def do_listen(self) -> None:
         self.sock.listen(16)
@@ -226,12 +236,18 @@ def main() -> None:
     # On one CPU, so that what is sent later arrives later, too.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     children: dict[int, int] = {}
+    for word in sys.argv[1:]:
+        Attempt(0).do_uid(int(word.removeprefix("uid=")))
     tell(0, ok=True, pid=os.getpid())
     for request in requests():
         if "drop" in request:
             os.kill(children[request["drop"]], signal.SIGTERM)
             os.waitpid(children.pop(request["drop"]), 0)
             tell(request["id"], ok=True, got=[])
+            continue
+        words = {step[0] for step in request["steps"]}
+        if not words & FORKED and "uring" not in words:
+            Attempt(request["id"]).run(request["steps"])
             continue
         child = os.fork()
         if not child:
