@@ -73,7 +73,6 @@ int libbpf_num_possible_cpus(void);
 
 int bpf_obj_pin(int fd, const char *path);
 int bpf_obj_get(const char *path);
-int bpf_map_get_fd_by_id(uint32_t id);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_delete_elem(int fd, const void *key);
@@ -94,6 +93,7 @@ int vnet_map_info(int fd, uint32_t *numbers);
 int vnet_link_info(int fd, uint64_t *numbers);
 int vnet_table_create(const char *name, uint32_t key, uint32_t value, uint32_t entries);
 int vnet_cgroup_level(int root, uint64_t id);
+int vnet_getfd(int pidfd, int fd);
 
 int vnet_ring_read(const uint8_t *producer, size_t page, size_t size, unsigned long *at,
                    struct vnet_event *out, int room, unsigned long *unknown);

@@ -13,7 +13,7 @@ try:
 except ImportError as missing:
     raise BpfError(f"libbpf cannot be used: {missing}", "apt-get install libbpf1") from missing
 
-__all__ = ["Map", "by_id", "error", "ffi", "lib", "pinned", "table"]
+__all__ = ["Map", "error", "ffi", "lib", "pinned", "table"]
 
 Pairs = dict[bytes, bytes]
 
@@ -85,6 +85,14 @@ class Map:
             for key, value in pairs.items():
                 self.set(key, value)
 
+    def pin(self, path: Path) -> None:
+        """Give it a name in bpffs, in place of the map that has it. Raises BpfError."""
+        new = path.with_name(f"new_{path.name}")
+        new.unlink(missing_ok=True)  # of a killed one
+        if lib.bpf_obj_pin(self.fd, os.fsencode(new)):
+            raise error(f"pinning the eBPF map {path}")
+        new.replace(path)
+
     def keys(self) -> Iterator[bytes]:
         """All keys, one call each; what is added or removed meanwhile may be missed."""
         key, following = ffi.NULL, ffi.new("char[]", self.key_size)
@@ -118,11 +126,6 @@ class Map:
 def pinned(path: Path) -> Map:
     """Open a map by its name in bpffs. Raises BpfError."""
     return Map(lib.bpf_obj_get(os.fsencode(path)), str(path))
-
-
-def by_id(number: int) -> Map:
-    """Open a map by the kernel's number for it: what a map of maps holds."""
-    return Map(lib.bpf_map_get_fd_by_id(number), f"number {number}")
 
 
 def table(name: str, key_size: int, value_size: int, max_entries: int) -> Map:

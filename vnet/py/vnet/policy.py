@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from vnet import cgroups
-from vnet.bpfmaps import Map, Pairs, by_id, error, lib, pinned, table
+from vnet.bpfmaps import Map, Pairs, error, lib, pinned, table
 from vnet.copyxid import Entry
 
 Address = IPv4Address | IPv6Address
@@ -165,12 +165,16 @@ class Slices:
 
 # -- maps -----------------------------------------------------------------
 
-#: maps of maps, with the sizes of the inner ones' keys; values are all u32
+#: maps of maps, with the sizes of the inner ones' keys; values are all u32. An
+#: inner one is pinned, too, as NAME_GENERATION: opening it by the number that the
+#: outer one holds would take CAP_SYS_ADMIN (bpf_map_get_fd_by_id,
+#: kernel/bpf/syscall.c).
 _TABLES = {"slices": 8, "grants": 4, "ports": _PORT.size, "addresses": 16}
 
 
 class _Maps:
-    def __init__(self, maps: dict[str, Map]) -> None:
+    def __init__(self, directory: Path, maps: dict[str, Map]) -> None:
+        self.directory = directory
         self.maps = maps
 
     def control(self) -> Control:
@@ -183,12 +187,15 @@ class _Maps:
 
     @contextmanager
     def open_inner(self, name: str, generation: int) -> Iterator[Map | None]:
-        number = self.maps[name].get(_U32.pack(generation))
-        if number is None:
+        path = self._pin(name, generation)
+        if not path.exists():  # no policy has been written yet
             yield None
             return
-        with by_id(_U32.unpack(number)[0]) as inner:
+        with pinned(path) as inner:
             yield inner
+
+    def _pin(self, name: str, generation: int) -> Path:
+        return self.directory / f"{name}_{generation}"
 
     def in_force(self, name: str) -> AbstractContextManager[Map | None]:
         return self.open_inner(name, self.control().generation)
@@ -234,6 +241,7 @@ class _Maps:
                 made[name].fill(pairs)
             for name, inner in made.items():
                 self.maps[name].set(_U32.pack(other), _U32.pack(inner.fd))
+                inner.pin(self._pin(name, other))
             facts = _FACTS.pack(bits, _netns_cookie(), len(ports), len(addresses))
             self.maps["facts"].set(_U32.pack(other), facts)
             self.set_control(Control(other, policy.observe))
@@ -249,11 +257,10 @@ class _Maps:
 @contextmanager
 def _maps(instance: Path) -> Iterator[_Maps]:
     with ExitStack() as stack:
+        directory = instance / "maps"
+        names = ("control", "facts", *_TABLES)
         yield _Maps(
-            {
-                name: stack.enter_context(pinned(instance / "maps" / name))
-                for name in ("control", "facts", *_TABLES)
-            }
+            directory, {name: stack.enter_context(pinned(directory / name)) for name in names}
         )
 
 
