@@ -18,6 +18,7 @@
 
 #include "mark.h"
 #include "packet.h"
+#include "typed.h"
 
 /* include/net/tcp_states.h */
 #define TCP_SYN_SENT	2
@@ -266,14 +267,14 @@ static __always_inline bool sends_from_elsewhere(struct __sk_buff *ctx,
 
 static __always_inline bool source_in_doubt(struct __sk_buff *ctx,
 					    struct bpf_sock *common,
-					    struct sock *sk,
+					    __u16 protocol,
 					    struct vnet_facts *f)
 {
 	if (f->addresses)
 		return true;
 	if (!f->ports)
 		return false;
-	switch (BPF_CORE_READ(sk, sk_protocol)) {
+	switch (protocol) {
 	case IPPROTO_UDP:
 		return sends_from_elsewhere(ctx, common);
 	case IPPROTO_TCP:
@@ -291,28 +292,27 @@ int vnet_gate(struct __sk_buff *ctx)
 	struct bpf_sock *common = ctx->sk;
 	struct policy p = in_force();
 	struct vnet_facts *f = facts_of(p);
-	struct sock *sk;
-	__u32 xid;
+	struct sender from;
 
 	if (!common)
 		return gate_orphan(ctx);
 	if (common->state == TCP_TIME_WAIT || !f)
 		return 0;
-	sk = plain(common);
 	if (common->state == TCP_NEW_SYN_RECV) {
-		struct sock_common___request *request = (void *)sk;
+		struct sock_common___request *request = plain(common);
 
 		if (!f->addresses)
 			return 0;
-		sk = BPF_CORE_READ(request, skc_listener);
-		return gate_source(ctx, xid_of_sk(p, sk));
+		return gate_source(ctx, xid_of_sk(p, BPF_CORE_READ(request,
+								   skc_listener)));
 	}
-	xid = xid_of_sk(p, sk);
-	if (is_raw(sk))
-		return gate_raw(ctx, xid);
-	if ((ctx->mark & VNET_XID_MASK) != xid && gate_mark(ctx))
+	from = sender(p, common);
+	if (from.type == SOCK_RAW)
+		return gate_raw(ctx, from.xid);
+	if ((ctx->mark & VNET_XID_MASK) != from.xid && gate_mark(ctx))
 		return 1;
-	return source_in_doubt(ctx, common, sk, f) && gate_source(ctx, xid);
+	return source_in_doubt(ctx, common, from.protocol, f) &&
+	       gate_source(ctx, from.xid);
 }
 
 SEC("socket")
