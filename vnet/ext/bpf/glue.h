@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* The last of what libbpf had to say; the verifier's verdict comes last. */
@@ -143,6 +144,14 @@ static int vnet_cgroup_level(int root, uint64_t id)
 	if (top < 0 || here < 0)
 		return top < 0 ? top : here;
 	return here - top;
+}
+
+/* A descriptor of our own for another process's (pidfd_getfd(2), Linux 5.6). */
+static int vnet_getfd(int pidfd, int fd)
+{
+	int got = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+	return got < 0 ? -errno : got;
 }
 
 #endif /* _VNET_GLUE_H */
