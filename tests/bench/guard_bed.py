@@ -7,6 +7,7 @@ of that place only, and many places can be measured by turns.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Place:
     base: Path
     bpffs: Path
     slices: int  #: how many there are: s1 sends, s2 receives if there is one, else s1
+    near: str  #: its own address on the way to the peer
+    far: str  #: the peer's, a namespace without rules
 
     @property
     def deeper(self) -> str:
@@ -122,11 +125,27 @@ def configure(place: Place, raw: str = "deny") -> None:
     (place.base / "etc/vnet.toml").write_text('[guard]\npacket_sockets = "unguarded"\n')
 
 
+_numbers = itertools.count(1)
+
+
+def _wire(ns: Namespace, peer: Namespace) -> tuple[str, str]:
+    """Join two namespaces by a veth pair; returns the two addresses."""
+    number = next(_numbers)
+    near, far = f"10.98.{number}.1", f"10.98.{number}.2"
+    link = f"near{number}"
+    run("ip", "link", "add", link, "netns", ns.name, "type", "veth",
+        "peer", "name", f"far{number}", "netns", peer.name)  # fmt: skip
+    for where, name, address in ((ns, link, near), (peer, f"far{number}", far)):
+        run("ip", "-n", where.name, "address", "add", f"{address}/30", "dev", name)
+        run("ip", "-n", where.name, "link", "set", name, "up")
+    return near, far
+
+
 @contextmanager
-def place(base: Path, bpffs: Path, slices: int = 2) -> Iterator[Place]:
-    """Make a place, with nothing in it but its cgroups."""
+def place(base: Path, bpffs: Path, peer: Namespace, slices: int = 2) -> Iterator[Place]:
+    """Make a place, with nothing in it but its cgroups and a way to the peer."""
     with namespace("bench") as ns, cgroups.cgroup() as root:
-        made = Place(ns, root.path, base / ns.name, bpffs, slices)
+        made = Place(ns, root.path, base / ns.name, bpffs, slices, *_wire(ns, peer))
         made.base.mkdir()
         for name in (*(f"s{i}" for i in range(1, slices + 1)), made.deeper):
             (root.path / name).mkdir(parents=True)

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "vnet/py")]
 
 from bench.guard_bed import Place, Variant, bpffs, configure, place, run, timed  # noqa: E402
 from testbed import cgroup as cgroups  # noqa: E402
+from testbed.net import namespace  # noqa: E402
 
 NONE, AGAIN = "no rule", "no rule, once more"
 MANY = 10_000
@@ -43,7 +44,6 @@ class Case:
     name: str
     setup: Callable[[Place], None]
     slices: int = 2
-    tcp: bool = False  #: measured with TCP as well
 
 
 def nothing(_place: Place) -> None:
@@ -124,17 +124,17 @@ def stock_mark(variant: Variant) -> Callable[[Place], None]:
 
 def cases() -> Iterator[Case]:
     """All that is measured, "no rule" first."""
-    yield Case(NONE, nothing, tcp=True)
-    yield Case(AGAIN, nothing, tcp=True)
-    yield Case("conntrack", tracked(0), tcp=True)
-    yield Case("conntrack, counting", tracked(1), tcp=True)
-    yield Case("marks of sockets (cgroup/sock_create)", part((), (MARK_OF_SOCKETS,)), tcp=True)
+    yield Case(NONE, nothing)
+    yield Case(AGAIN, nothing)
+    yield Case("conntrack", tracked(0))
+    yield Case("conntrack, counting", tracked(1))
+    yield Case("marks of sockets (cgroup/sock_create)", part((), (MARK_OF_SOCKETS,)))
     yield Case("the gate (raw OUTPUT)", part(("raw",), (MARK_OF_SOCKETS,)))
     yield Case("the guard's hooks of cgroups", part((), None))
-    yield Case("the guard, without the data path", part(("raw",), None), tcp=True)
-    yield Case("the data path, without the guard", part(("mangle",), (MARK_OF_SOCKETS,)), tcp=True)
+    yield Case("the guard, without the data path", part(("raw",), None))
+    yield Case("the data path, without the guard", part(("mangle",), (MARK_OF_SOCKETS,)))
     for n in (1, 100, 1_000, MANY):
-        yield Case(f"everything on, {slices(n)}", up("nft"), n, tcp=n in (1, MANY))
+        yield Case(f"everything on, {slices(n)}", up("nft"), n)
     yield Case("everything on, with raw = own", up("nft", "own"), 2)
     yield Case("everything on, legacy tables", up("legacy"), 2)
     yield Case("stock MARK", stock_mark("nft"))
@@ -143,6 +143,24 @@ def cases() -> Iterator[Case]:
         yield Case(f"-m cgroup --path, {slices(n)}", cgroup_rules, n)
     for n in (1, 100, 1_000):
         yield Case(f"nft socket cgroupv2 map, {slices(n)}", cgroup_map, n)
+
+
+#: the ways that are measured, and whether TCP: with turns, a request and a response
+WAYS = {"udp": False, "out": False, "in": False, "tcp": True}
+
+
+def opened(way: str, here: Place, peer: str) -> str:
+    """The words by which netcost opens a pair."""
+    sends, receives = (
+        f"{here.ns.name} 127.0.0.1 {here.sender}",
+        f"{here.ns.name} 127.0.0.1 {here.receiver}",
+    )
+    far = f"{peer} {here.far} {cgroups.root()}"
+    if way == "out":
+        sends, receives = f"{here.ns.name} {here.near} {here.sender}", far
+    if way == "in":
+        sends, receives = far, f"{here.ns.name} {here.near} {here.receiver}"
+    return f"{'tcp' if WAYS[way] else 'udp'} {sends} {receives}"
 
 
 def slices(n: int) -> str:
@@ -209,13 +227,12 @@ def summary(names: list[str], found: list[list[float]]) -> dict[str, dict[str, f
 
 
 def check(here: Place) -> None:
-    """See that packets got their owners: the figures would be of something else."""
-    halves = 1 | min(2, here.slices) << 16
-    found = here.inside("conntrack", "-L", "-m", f"{halves}")
-    if "src=127.0.0.1" not in found:
-        sys.exit(
-            f"{here.ns.name}: no connection has mark {halves}: {here.inside('conntrack', '-L')}"
-        )
+    """See that connections got their owners: the figures would be of something else."""
+    for halves in (1 | min(2, here.slices) << 16, 1, min(2, here.slices) << 16):
+        found = here.inside("conntrack", "-L", "-m", f"{halves}")
+        if "src=" not in found:
+            everything = here.inside("conntrack", "-L")
+            sys.exit(f"{here.ns.name}: no connection has mark {halves:#x}: {everything}")
 
 
 def apply(here: Place) -> dict[str, float]:
@@ -253,26 +270,25 @@ def main() -> None:
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vnet-bench-")))
         pins = stack.enter_context(bpffs(base))
+        peer = stack.enter_context(namespace("peer"))
         places = []
         for case in chosen:
             print(f"bench: making: {case.name}", flush=True)
-            here = stack.enter_context(place(base, pins, case.slices))
+            here = stack.enter_context(place(base, pins, peer, case.slices))
             case.setup(here)
             places.append(here)
         asked = stack.enter_context(sender(given.netcost))
-        for kind in ("udp", "tcp"):
-            names = [c.name for c in chosen if kind == "udp" or c.tcp]
+        names = [case.name for case in chosen]
+        for way in WAYS:
             pairs = []
-            for case, here in zip(chosen, places, strict=True):
-                if case.name in names:
-                    pairs.append(f"{kind}-{here.ns.name}")
-                    words = (pairs[-1], kind, here.ns.name, here.sender, here.receiver)
-                    asked.ask(f"open {' '.join(map(str, words))}")
-            print(f"bench: {given.rounds} rounds of {len(pairs)} cases, {kind}", flush=True)
-            data[kind] = summary(names, measure(asked, pairs, given.rounds))
-            for case, here in zip(chosen, places, strict=True):
-                if case.name.startswith("everything"):
-                    check(here)
+            for here in places:
+                pairs.append(f"{way}-{here.ns.name}")
+                asked.ask(f"open {pairs[-1]} {opened(way, here, peer.name)}")
+            print(f"bench: {given.rounds} rounds of {len(pairs)} cases, {way}", flush=True)
+            data[way] = summary(names, measure(asked, pairs, given.rounds))
+        for case, here in zip(chosen, places, strict=True):
+            if case.name.startswith("everything"):
+                check(here)
         asked.close()
         for case, here in zip(chosen, places, strict=True):
             if case.name == f"everything on, {slices(MANY)}":

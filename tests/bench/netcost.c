@@ -9,15 +9,15 @@
  *
  * Commands come on standard input, one a line; each is answered by one line:
  *
- *   open NAME udp|tcp NETNS SENDER_CGROUP RECEIVER_CGROUP
- *	a connected pair on loopback in /run/netns/NETNS; a cgroup is a
- *	directory, "-" where the process stays. Answer: "ok"
+ *   open NAME udp|tcp NETNS ADDRESS CGROUP NETNS ADDRESS CGROUP
+ *	a connected pair: where the sender is, where the receiver. A NETNS is
+ *	in /run/netns, a CGROUP is a directory. Answer: "ok"
  *   round BATCHES NAME ...
  *	the least batch of each, in ns per packet (TCP: per request and
  *	response). Answer: the numbers
  *
- * UDP on loopback is received inside the sender's call, so a packet's whole
- * way is within the time that is taken. TCP's softirqs run there as well.
+ * On loopback and through a veth pair a packet is received inside the sender's
+ * call, so its whole way is within the time that is taken.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -36,6 +36,10 @@
 #define PAYLOAD	64
 #define BATCH	64	/* packets between two looks at the clock */
 #define PAIRS	256
+
+struct end {
+	char netns[64], address[16], cgroup[256];
+};
 
 struct pair {
 	char name[64];
@@ -74,8 +78,6 @@ static void enter_cgroup(const char *directory)
 	char path[512];
 	int fd;
 
-	if (!strcmp(directory, "-"))
-		return;
 	snprintf(path, sizeof(path), "%s/cgroup.procs", directory);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, "0", 1) != 1)
@@ -92,55 +94,65 @@ static struct sockaddr_in name_of(int fd)
 	return a;
 }
 
-static int bound(int type)
+static int bound(int type, const struct end *at)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET };
-	int fd = MUST(socket(AF_INET, type | SOCK_CLOEXEC, 0));
+	int fd;
 
-	a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	enter_netns(at->netns);
+	enter_cgroup(at->cgroup);
+	fd = MUST(socket(AF_INET, type | SOCK_CLOEXEC, 0));
+	inet_pton(AF_INET, at->address, &a.sin_addr);
 	MUST(bind(fd, (void *)&a, sizeof(a)));
 	return fd;
 }
 
-static void join(int fd, struct sockaddr_in to)
+static void join(int fd, int other)
 {
-	int one = 1;
+	struct sockaddr_in to = name_of(other);
 
 	MUST(connect(fd, (void *)&to, sizeof(to)));
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
+/* Small messages are sent at once, and nobody waits for ever. */
+static void settle(int fd, int turns)
+{
+	struct timeval second = { .tv_sec = 1 };
+	int one = 1;
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)));
+	if (turns)
+		MUST(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)));
 }
 
 static int open_pair(const char *line)
 {
-	char kind[8], netns[64], sender[256], receiver[256];
-	struct timeval second = { .tv_sec = 1 };
 	struct pair *p = &pairs[count];
-	int listener, one = 1;
+	struct end from, to;
+	char kind[8];
+	int listener;
 
-	if (count == PAIRS || sscanf(line, "open %63s %7s %63s %255s %255s",
-				     p->name, kind, netns, sender, receiver) != 5)
+	if (count == PAIRS ||
+	    sscanf(line, "open %63s %7s %63s %15s %255s %63s %15s %255s", p->name,
+		   kind, from.netns, from.address, from.cgroup, to.netns,
+		   to.address, to.cgroup) != 8)
 		return -1;
-	enter_netns(netns);
 	p->turns = !strcmp(kind, "tcp");
-	enter_cgroup(receiver);
 	if (p->turns) {
-		listener = bound(SOCK_STREAM);
+		listener = bound(SOCK_STREAM, &to);
 		MUST(listen(listener, 1));
-		enter_cgroup(sender);
-		p->tx = bound(SOCK_STREAM);
-		join(p->tx, name_of(listener));
+		p->tx = bound(SOCK_STREAM, &from);
+		join(p->tx, listener);
 		p->rx = MUST(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
-		MUST(setsockopt(p->rx, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)));
 		close(listener);
 	} else {
-		p->rx = bound(SOCK_DGRAM);
-		enter_cgroup(sender);
-		p->tx = bound(SOCK_DGRAM);
-		join(p->tx, name_of(p->rx));
-		join(p->rx, name_of(p->tx));
+		p->rx = bound(SOCK_DGRAM, &to);
+		p->tx = bound(SOCK_DGRAM, &from);
+		join(p->tx, p->rx);
+		join(p->rx, p->tx);
 	}
-	MUST(setsockopt(p->tx, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)));
-	MUST(setsockopt(p->rx, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)));
+	settle(p->tx, p->turns);
+	settle(p->rx, p->turns);
 	count++;
 	return 0;
 }
@@ -152,7 +164,7 @@ static void pass(const struct pair *p, int from, int to)
 	if (send(from, payload, PAYLOAD, 0) != PAYLOAD)
 		DIE("send");
 	if (recv(to, buf, PAYLOAD, 0) != PAYLOAD)
-		DIE(p->name);	/* a second has gone by: see open_pair() */
+		DIE(p->name);	/* a second has gone by: settle() */
 }
 
 static uint64_t batch(const struct pair *p)
