@@ -36,6 +36,7 @@ OURS: dict[tuple[str, str], str] = {
     ("mangle", "VNET-RAW"): "",
     ("mangle", "VNET-RECV"): "",
     ("mangle", "VNET-INPUT"): "INPUT",
+    ("mangle", "VNET-FORWARD"): "FORWARD",
     ("mangle", "VNET-POST"): "POSTROUTING",
 }
 
@@ -82,8 +83,13 @@ def _match(instance: Path, program: str) -> str:
     return f"-m bpf --object-pinned {instance}/progs/{program}"
 
 
-def wanted(kind: DataPath, instance: Path, family: Family) -> tuple[Chain, ...]:
-    """The chains of a data path for one family; ``instance`` is from ``bpf.load``."""
+def wanted(
+    kind: DataPath, instance: Path, family: Family, containers: bool = False
+) -> tuple[Chain, ...]:
+    """The chains of a data path for one family; ``instance`` is from ``bpf.load``.
+
+    ``containers``: some slice has interfaces, so that what is forwarded may be its.
+    """
     guard = Chain(
         "raw",
         "OUTPUT",
@@ -93,7 +99,13 @@ def wanted(kind: DataPath, instance: Path, family: Family) -> tuple[Chain, ...]:
             f"{_SOMEBODYS} -m addrtype ! --src-type LOCAL {_match(instance, 'vnet_spoof')} -j DROP",
         ),
     )
-    return (guard, *(_module(instance) if kind == "module" else _bpf(instance)))
+    chains = (guard, *(_module(instance) if kind == "module" else _bpf(instance)))
+    if not containers:
+        return chains
+    # POSTROUTING does the same; here it is done for those who log, filter or
+    # classify in FORWARD.
+    rule = "-j MARK --copy-xid" if kind == "module" else "-j VNET-PASS"
+    return (*chains, Chain("mangle", "FORWARD", "VNET-FORWARD", (rule,)))
 
 
 def _module(instance: Path) -> tuple[Chain, ...]:
