@@ -476,3 +476,46 @@ def test_without_a_guard_the_log_is_still_shown(bed):
     done = bed.node.vnet("events", "--counters", check=False)
     assert (done.returncode, "vnet up" in done.stderr) == (1, True)
     bpf.load(bed.instance.parent, lsm=False)
+
+
+_HOLD = """
+import os, socket, sys
+held = socket.socket()
+os.setuid(65534)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_watching_units_capabilities_are_enough(bed, tmp_path):
+    unit = Path(__file__).resolve().parents[2] / "systemd" / "vnet-watch.service"
+    (line,) = [x for x in unit.read_text().splitlines() if x.startswith("CapabilityBoundingSet=")]
+    allowed = line.partition("=")[2].lower().replace("cap_", "+").split()
+    code = """
+import sys; from pathlib import Path; from vnet import adopt, events, policy
+from vnet.paths import Paths
+paths, instance, number = Paths(*map(Path, sys.argv[1:5])), Path(sys.argv[5]), int(sys.argv[6])
+assert policy.Slices(instance).set_many({number: 40302}) == {}
+assert policy.Slices(instance).table()[number].xid == 40302
+assert adopt.adopt(Path(sys.argv[7])).refused == {}
+events.Drain(paths).drain()
+"""
+    where = [bed.paths.config_dir, bed.paths.state_dir, bed.paths.run_dir, bed.paths.bpf_dir]
+    bed.python(_RAW, 1, slice=bed.a)
+    with ExitStack() as stack:
+        c = stack.enter_context(cgroup.cgroup())
+        other = bed.node.ns.popen(
+            *(sys.executable, "-c", _HOLD),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        stack.enter_context(other)
+        stack.callback(other.stdin.close)
+        assert other.stdout.readline()
+        one = tmp_path / "proc"  # and not all of the machine's
+        one.mkdir()
+        (one / str(other.pid)).symlink_to(f"/proc/{other.pid}")
+        bed.node.ns.run(
+            *("setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(allowed)}"),
+            *(sys.executable, "-c", code, *map(str, where), str(bed.instance), str(c.id), str(one)),
+        )
+    assert bed.logged() == 1

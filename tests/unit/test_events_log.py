@@ -133,6 +133,16 @@ def test_a_follower_sees_each_new_event_once_over_rotations(paths):
         assert [event["n"] for event in seen] == list(range(1, 20))
 
 
+def test_a_follower_that_slept_over_two_rotations_has_missed_none(paths):
+    eventlog.append(paths, line(0))
+    with closing(eventlog.Tail(paths, Asked())) as tail:
+        for number in range(1, 6):
+            eventlog.append(paths, line(number), rotate_at=2 * len(line(10)))
+        assert [event["n"] for event in tail.new()] == [1, 2, 3, 4, 5]
+        eventlog.append(paths, line(6), rotate_at=2 * len(line(10)))
+        assert [event["n"] for event in tail.new()] == [6]
+
+
 def test_a_follower_waits_for_a_log_that_is_not_there_yet(paths):
     with closing(eventlog.Tail(paths, Asked(kind="raw"))) as tail:
         assert tail.new() == []

@@ -249,8 +249,10 @@ def cells(event: dict[str, Any]) -> tuple[str, ...]:
     what = _WORDS.get(kind, kind)
     if kind == "mark":
         what += f" ({event.get('mark')})"
-    elif kind == "raw":
+    elif kind == "raw" and event.get("pid"):
         what += f" ({event.get('family')} {event.get('proto')})"
+    elif kind in ("packet", "mptcp") and event.get("family") not in ("ipv4", "ipv6"):
+        what = f"{event.get('family')} socket"
     if not event.get("refused"):
         what += ", let through"
     if event.get("suppressed"):

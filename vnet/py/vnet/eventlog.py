@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -105,15 +105,22 @@ def _lines(paths: Paths) -> Iterator[bytes]:
 def _open(paths: Paths) -> list[int]:
     """Both files as they belong together, the older one first."""
     while True:
-        found = {}
-        for file in (path(paths), old_path(paths)):
-            with contextlib.suppress(FileNotFoundError):
-                found[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        inodes = {os.fstat(fd).st_ino for fd in found.values()}
-        if len(inodes) == len(found):
-            return list(reversed(found.values()))
-        for fd in found.values():  # rotated in between: one file was opened twice
-            os.close(fd)
+        found = [_opened(path(paths)), _opened(old_path(paths))]
+        files = [fd for fd in reversed(found) if fd is not None]
+        with contextlib.suppress(FileNotFoundError):
+            now = path(paths).stat()
+            if found[0] is None or not os.path.samestat(now, os.fstat(found[0])):
+                for fd in files:  # rotated in between: they may be no neighbours
+                    os.close(fd)
+                continue
+        return files
+
+
+def _opened(file: Path) -> int | None:
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 def _chosen(lines: Iterable[bytes], asked: Asked) -> Iterator[dict[str, Any]]:
@@ -137,48 +144,42 @@ def _chosen(lines: Iterable[bytes], asked: Asked) -> Iterator[dict[str, Any]]:
 
 
 class Tail:
-    """Follows the log over rotations."""
+    """Follows the log over rotations, from its end on."""
 
     def __init__(self, paths: Paths, asked: Asked) -> None:
         self._paths, self._asked = paths, asked
-        self._file = self._reopened()
-        if self._file is not None:
-            self._file.seek(0, os.SEEK_END)
         self._half = b""
-
-    def _reopened(self) -> Any:
-        try:
-            return path(self._paths).open("rb")
-        except FileNotFoundError:
-            return None
+        self._file: BinaryIO | None = None
+        for fd in _open(paths):
+            self.close()
+            self._file = os.fdopen(fd, "rb")
+            self._file.seek(0, os.SEEK_END)
 
     def new(self) -> list[dict[str, Any]]:
         """What was added since the last call."""
+        files = [os.fdopen(fd, "rb") for fd in _open(self._paths)]
         found: list[dict[str, Any]] = []
-        while True:
-            if self._file is not None:
-                found += self._read()
-                try:
-                    now = path(self._paths).stat()
-                except FileNotFoundError:
-                    return found
-                here = os.fstat(self._file.fileno())
-                if (now.st_dev, now.st_ino) == (here.st_dev, here.st_ino):
-                    return found
-                # It was rotated. Whoever rotates has written all of the old one.
-                found += self._read()
-                self._file.close()
-                self._half = b""
-            self._file = self._reopened()
-            if self._file is None:
-                return found
+        if self._file is not None:
+            found += self._read(self._file)
+            ours = os.fstat(self._file.fileno())
+            for at, file in enumerate(files):
+                if os.path.samestat(os.fstat(file.fileno()), ours):
+                    for older in files[: at + 1]:
+                        older.close()
+                    del files[: at + 1]
+                    break
+        for file in files:  # the log has gone on in these
+            self.close()
+            self._file, self._half = file, b""
+            found += self._read(file)
+        return found
 
-    def _read(self) -> list[dict[str, Any]]:
-        if self._file.tell() > os.fstat(self._file.fileno()).st_size:
+    def _read(self, file: BinaryIO) -> list[dict[str, Any]]:
+        if file.tell() > os.fstat(file.fileno()).st_size:
             # A line that the full disk left half was cut off again.
-            self._file.seek(0, os.SEEK_END)
+            file.seek(0, os.SEEK_END)
             self._half = b""
-        whole, newline, half = (self._half + self._file.read()).rpartition(b"\n")
+        whole, newline, half = (self._half + file.read()).rpartition(b"\n")
         self._half = half
         return list(_chosen((whole + newline).splitlines(keepends=True), self._asked))
 

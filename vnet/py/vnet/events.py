@@ -11,7 +11,6 @@ import json
 import os
 import re
 import select
-import socket
 import sqlite3
 import sys
 import time
@@ -35,26 +34,27 @@ COMPLAIN_EVERY = 60.0
 
 #: The names of enum vnet_kind, and what each says.
 KINDS: dict[str, str] = {
-    "raw": "A raw socket, of a slice without `raw` (EACCES).",
+    "raw": 'A raw socket, of a slice with `raw = "deny"` (EACCES), or a packet of one that it '
+    "still has (dropped).",
     "packet": "A packet or XDP socket, which sees everybody's packets, of a slice without "
     '`raw = "full"` (EACCES).',
     "bind": "bind() to a port that is reserved to somebody else (EACCES).",
     "address": "Somebody else's reserved address: bind() to it (EACCES), or a packet from it "
     "(dropped).",
     "port": "A packet from a port that is reserved to somebody else (dropped).",
-    "foreign": 'A packet of a raw socket from what is not its own, by a slice with `raw = "own"` '
-    "(dropped).",
+    "foreign": "A packet of a raw socket that is not from its own ports, of a slice with "
+    '`raw = "own"` (dropped).',
     "mark": "Another slice's number as a mark: on a socket (its own number is set instead), or "
     "on a packet (dropped).",
-    "spoof": "A packet from an address that this node does not have (dropped).",
-    "connection": "A packet of a raw socket into another slice's connection (dropped).",
-    "snoop": "Somebody else's packet, at a raw socket (kept from it).",
-    "mptcp": "An MPTCP socket, whose subflows the kernel makes without a mark "
-    "(EPROTONOSUPPORT; programs take TCP then).",
+    "spoof": "A slice's packet from an address that this node does not have (dropped).",
+    "connection": "A packet of a raw socket in another slice's connection (dropped).",
+    "snoop": "Somebody else's packet on its way to a raw socket (which does not get it).",
+    "mptcp": "A socket of a protocol whose packets the kernel sends through sockets of its own: "
+    "MPTCP (EPROTONOSUPPORT; programs take TCP then), SMC, RxRPC, RDS (EAFNOSUPPORT).",
 }
 
-#: AF_XDP is in no Python; the others are named by socket(2)
-_FAMILIES = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6", socket.AF_PACKET: "packet", 44: "xdp"}
+#: linux/socket.h; Python knows the first three
+_FAMILIES = {2: "ipv4", 10: "ipv6", 17: "packet", 21: "rds", 33: "rxrpc", 43: "smc", 44: "xdp"}
 _TYPES = {1: "stream", 2: "dgram", 3: "raw", 4: "rdm", 5: "seqpacket", 6: "dccp", 10: "packet"}
 _PROTOCOLS = {
     0: "ip", 1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp",
