@@ -11,6 +11,7 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 
 import bpfbed
 import pytest
+from adopt_cases import *  # noqa: F403
 from bpf_cases import *  # noqa: F403
 from bpf_instances import *  # noqa: F403
 from bpfbed import A, B, inside

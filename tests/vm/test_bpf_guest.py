@@ -1,6 +1,7 @@
 """The base programs on Debian's kernels, and BPF LSM, which they have."""
 
 import pytest
+from adopt_cases import *  # noqa: F403
 from bpf_cases import *  # noqa: F403
 from bpf_instances import *  # noqa: F403
 

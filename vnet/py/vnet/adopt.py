@@ -52,7 +52,7 @@ def adopt(proc: Path = Path("/proc")) -> Adopted:
         before = done.sockets
         done.refused = {}
         seen: set[int] = set()
-        for pid in [int(entry.name) for entry in os.scandir(proc) if entry.name.isdigit()]:
+        for pid in [int(path.name) for path in proc.iterdir() if path.name.isdigit()]:
             _process(proc, pid, seen, done)
         if done.sockets == before:
             break
@@ -87,11 +87,11 @@ def _sockets(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
     """Descriptor and inode of the sockets in a process's table of files."""
     # A process that has ended, or a kernel thread of an odd kind.
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        for entry in os.scandir(proc / str(pid) / "fd"):
+        for fd in os.listdir(proc / str(pid) / "fd"):  # noqa: PTH208 (names, thousands of them)
             with suppress(FileNotFoundError, ProcessLookupError):
-                target = Path(entry.path).readlink().name
+                target = os.readlink(f"{proc}/{pid}/fd/{fd}")  # noqa: PTH115
                 if target.startswith("socket:["):
-                    yield int(entry.name), int(target[8:-1])
+                    yield int(fd), int(target[8:-1])
 
 
 def _give_mark(one: socket.socket) -> bool:
