@@ -497,7 +497,8 @@ from vnet.paths import Paths
 paths, instance, number = Paths(*map(Path, sys.argv[1:5])), Path(sys.argv[5]), int(sys.argv[6])
 assert policy.Slices(instance).set_many({number: 40302}) == {}
 assert policy.Slices(instance).table()[number].xid == 40302
-assert adopt.adopt(Path(sys.argv[7])).refused == {}
+adopted = adopt.adopt(Path(sys.argv[7]))
+assert (adopted.sockets, adopted.refused) == (1, {}), adopted
 events.Drain(paths).drain()
 """
     where = [bed.paths.config_dir, bed.paths.state_dir, bed.paths.run_dir, bed.paths.bpf_dir]
@@ -505,7 +506,7 @@ events.Drain(paths).drain()
     with ExitStack() as stack:
         c = stack.enter_context(cgroup.cgroup())
         other = bed.node.ns.popen(
-            *(sys.executable, "-c", _HOLD),
+            *(sys.executable, "-c", _HOLD), cgroup=c,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         stack.enter_context(other)
