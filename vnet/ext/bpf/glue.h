@@ -124,26 +124,23 @@ static int vnet_slashes(int fd)
 
 /*
  * How deep below the hierarchy's root a cgroup is; -ESTALE: there is no such
- * cgroup. A file handle of kernfs is the cgroup's id (include/linux/exportfs.h).
+ * cgroup. top: vnet_slashes(root). A file handle of kernfs is the cgroup's id (include/linux/exportfs.h).
  */
-static int vnet_cgroup_level(int root, uint64_t id)
+static int vnet_cgroup_level(int root, int top, uint64_t id)
 {
 	struct {
 		struct file_handle head;
 		__u64 id;
 	} handle = { { .handle_bytes = sizeof(id), .handle_type = 0xfe }, id };
-	int fd, top, here;
+	int fd, here;
 
 	_Static_assert(sizeof(handle.head) == 8, "the id follows the head");
 	fd = open_by_handle_at(root, (struct file_handle *)&handle, O_PATH);
 	if (fd < 0)
 		return -errno;
-	top = vnet_slashes(root);
 	here = vnet_slashes(fd);
 	close(fd);
-	if (top < 0 || here < 0)
-		return top < 0 ? top : here;
-	return here - top;
+	return here < 0 ? here : here - top;
 }
 
 /* A descriptor of our own for another process's (pidfd_getfd(2), Linux 5.6). */

@@ -92,7 +92,8 @@ int vnet_prog_id(int fd);
 int vnet_map_info(int fd, uint32_t *numbers);
 int vnet_link_info(int fd, uint64_t *numbers);
 int vnet_table_create(const char *name, uint32_t key, uint32_t value, uint32_t entries);
-int vnet_cgroup_level(int root, uint64_t id);
+int vnet_slashes(int fd);
+int vnet_cgroup_level(int root, int top, uint64_t id);
 int vnet_getfd(int pidfd, int fd);
 
 int vnet_ring_read(const uint8_t *producer, size_t page, size_t size, unsigned long *at,

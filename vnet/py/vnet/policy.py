@@ -271,9 +271,10 @@ def _levels(ids: Iterable[int]) -> dict[int, int]:
     """{cgroup id: depth below the root} of those that exist. Raises BpfError."""
     root = os.open(cgroups.v2_root(), os.O_RDONLY | os.O_DIRECTORY)
     try:
+        top = lib.vnet_slashes(root)
         found = {}
         for number in ids:
-            level = lib.vnet_cgroup_level(root, number)
+            level = lib.vnet_cgroup_level(root, top, number)
             if 0 < level <= lib.VNET_LEVEL_MAX:
                 found[number] = level
             elif level < 0 and level not in (-errno.ESTALE, -errno.ENOENT):
