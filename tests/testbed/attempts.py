@@ -29,7 +29,7 @@ uring OPERATION ...        the same by io_uring: see testbed.uring
 hold                       answer now, and live until dropped
 go                         answer now with "at": "go", and carry on
 hammer FAMILY TYPE ADDRESS PORT      try to bind until dropped; then how it went
-cgroup DIRECTORY, unshare FLAGS, uid N    of the process
+cgroup DIRECTORY, unshare FLAGS, uid N, unchroot    of the process
 take PATH, give PATH       a socket, by SCM_RIGHTS through a UNIX socket at PATH
 """
 
@@ -46,7 +46,7 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds to wait for what another process is to do."""
-FORKED = {"hold", "go", "hammer", "cgroup", "unshare", "uid", "take"}
+FORKED = {"hold", "go", "hammer", "cgroup", "unchroot", "unshare", "uid", "take"}
 """Steps that change the process, or keep it: a child takes those."""
 
 
@@ -195,6 +195,18 @@ class Attempt:
     def do_cgroup(self, directory: str) -> None:
         with open(f"{directory}/cgroup.procs", "w") as procs:  # noqa: PTH123
             procs.write("0")
+
+    def do_unchroot(self) -> None:
+        # Whoever is in a chroot may make no user namespace (create_user_ns), and the
+        # guests' tests are: entering a mount namespace, even one's own, leaves it.
+        if os.environ.get("VNET_VM") != "1":
+            return
+        import ctypes
+
+        own = os.open("/proc/1/ns/mnt", os.O_RDONLY)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(own, 0):
+            raise OSError(ctypes.get_errno(), "setns")
 
     def do_unshare(self, flags: int) -> None:
         import ctypes
