@@ -124,7 +124,8 @@ static int vnet_slashes(int fd)
 
 /*
  * How deep below the hierarchy's root a cgroup is; -ESTALE: there is no such
- * cgroup. top: vnet_slashes(root). A file handle of kernfs is the cgroup's id (include/linux/exportfs.h).
+ * cgroup. top is vnet_slashes(root). A file handle of kernfs is the cgroup's
+ * id (include/linux/exportfs.h).
  */
 static int vnet_cgroup_level(int root, int top, uint64_t id)
 {
