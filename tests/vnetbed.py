@@ -215,7 +215,8 @@ def killed(node: Node, variant: str, step: int, whom: str, datapath: str | None 
     try:
         nodes.up(node.paths, variant, datapath=datapath)
         os._exit(0)
-    except BaseException:
+    except BaseException as error:  # what undoing it met, and no more than that
+        print(repr(error), file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -224,16 +225,23 @@ def tree(base: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
 
 
+def paths_from_env():
+    """The directories of the node for which this process was started."""
+    from vnet.paths import Paths
+
+    return Paths(
+        *(Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN", "BPF"))
+    )
+
+
 def main(argv: list[str]) -> int:
     """``up VARIANT``: bring up what needs no module."""
     from vnet.errors import VnetError
     from vnet.journal import Journal
-    from vnet.paths import Paths
 
     from vnet import guard, rules, state, steps
 
-    dirs = (Path(os.environ[f"VNET_{name}_DIR"]) for name in ("CONFIG", "STATE", "RUN", "BPF"))
-    paths = Paths(*dirs)
+    paths = paths_from_env()
 
     def work():
         new = state.load(paths.state) or state.State(since=time.time_ns(), variant="nft")

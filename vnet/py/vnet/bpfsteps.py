@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vnet import bpf, cgroups, policy, sysctls
+from vnet import adopt, bpf, cgroups, containers, policy, sysctls
 from vnet.config import Slice
+from vnet.errors import BpfError
 from vnet.journal import Entry, Journal
 from vnet.nodeconfig import Mode
 from vnet.paths import Paths
@@ -47,18 +48,22 @@ def unmount() -> bool:
 # -- the instance -------------------------------------------------------------
 
 
-def load(notes: Journal, paths: Paths, new: State, lsm: bool) -> tuple[Path, list[str]]:
+def load(notes: Journal, paths: Paths, new: State, lsm: bool) -> list[str]:
     """The instance of this version's programs, attached. Raises BpfError.
 
     One of another version stays beside it until the rules have left it.
     """
     before = bpf.instances(paths.bpf_dir)
     notes.add("instance", before=[str(path) for path in before])
-    instance = bpf.load(paths.bpf_dir, lsm)
+    try:
+        instance = bpf.load(paths.bpf_dir, lsm)
+    except BpfError as error:
+        raise BpfError(
+            f"the guard, which every data path needs, cannot be put in place: {error.message}",
+            error.cure,
+        ) from error
     new.instance = str(instance)
-    if instance in before:
-        return instance, []
-    return instance, [f"loaded the eBPF programs into {instance}"]
+    return [] if instance in before else [f"loaded the eBPF programs into {instance}"]
 
 
 def remove_others(paths: Paths, instance: str) -> list[str]:
@@ -169,12 +174,47 @@ def _numbers(slices: Iterable[Slice]) -> set[int]:
     }
 
 
+# -- interfaces of containers -------------------------------------------------
+
+
+def wanted_interfaces(slices: Iterable[Slice], xids: Mapping[str, int]) -> dict[str, int]:
+    """{host end of a veth: xid} that the slices' files ask for."""
+    return {name: xids[item.name] for item in slices for name in item.interfaces}
+
+
+def mark_interfaces(
+    notes: Journal, new: State, wanted: dict[str, int], before: State | None
+) -> list[str]:
+    """Filters on the containers' veths that are there. Raises BpfError.
+
+    ``before``: the state that the last ``up`` left, whose filters another
+    version's replace.
+    """
+    instance = Path(new.instance)
+    old = (before.instance, before.interfaces) if before else ("", {})
+    if wanted or old[1]:
+        notes.add("interfaces", instance=new.instance, before=old)
+    new.interfaces = wanted
+    return containers.apply(instance, wanted)
+
+
 # -- sockets, mode, and down --------------------------------------------------
 
 
-def adopt_sockets(instance: Path) -> list[str]:
-    """Give sockets that are older than the policy the marks it gives. Raises BpfError."""
-    return []
+def adopt_sockets() -> tuple[list[str], list[str]]:
+    """Give sockets that are older than the policy in force the marks it gives.
+
+    Returns (what was done, remarks).
+    """
+    found = adopt.adopt()
+    done = [f"marked {found.sockets} sockets that were older"] if found.sockets else []
+    if not found.refused:
+        return done, []
+    pids = ", ".join(map(str, sorted(found.refused)[:5]))
+    return done, [
+        f"the sockets of {len(found.refused)} processes ({pids}) could not be reached; older ones "
+        "of a slice keep the mark they have: see /proc/sys/kernel/yama/ptrace_scope"
+    ]
 
 
 def switch(instance: Path, mode: Mode) -> None:
@@ -194,9 +234,10 @@ def take_away(paths: Paths, old: State | None) -> list[str]:
     bpf.sweep(paths.bpf_dir)
     for instance in bpf.instances(paths.bpf_dir):
         if instance.name == bpf.version():
+            done += containers.remove(instance)
             # Nobody is a slice any more, and so no socket keeps a mark of ours.
             policy.write(instance, Policy())
-            adopt_sockets(instance)
+            adopt.adopt()
         bpf.remove(instance)
         done.append(f"removed the eBPF programs in {instance}")
     if old is None:
@@ -229,7 +270,15 @@ def _undo_policy(_paths: Paths, entry: Entry) -> None:
     instance = Path(entry["instance"])
     if instance.exists():
         policy.set_control(instance, Control(**entry["control"]))
-        adopt_sockets(instance)
+        adopt.adopt()
+
+
+def _undo_interfaces(_paths: Paths, entry: Entry) -> None:
+    instance, (old, before) = Path(entry["instance"]), entry["before"]
+    if instance.exists():
+        containers.apply(instance, before if old == entry["instance"] else {})
+    if old and old != entry["instance"] and Path(old).exists():
+        containers.apply(Path(old), before)
 
 
 def _undo_reserved(_paths: Paths, entry: Entry) -> None:
@@ -241,4 +290,5 @@ UNDO = {
     "instance": _undo_instance,
     "policy": _undo_policy,
     "reserved": _undo_reserved,
+    "interfaces": _undo_interfaces,
 }

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vnet import bpf, datapath, module, rules
 from vnet.datapath import DataPath
 from vnet.errors import ModuleError, NodeError, RulesError, VnetError
 from vnet.nodeconfig import Asked, PacketSockets
+from vnet.paths import Paths
 from vnet.rules import Variant
 
 _PACKET_CURE = (
@@ -34,25 +36,29 @@ class Choice:
     lsm: bool  #: packet sockets are refused by BPF LSM
 
 
-def choose(
-    asked: Asked, variant: Variant, packet_sockets: PacketSockets, node_config: Path
-) -> Choice:
-    """Decide. Raises NodeError, ModuleError, RulesError if nothing of what is asked can be had."""
-    if lacking := bpf.lacking():
-        raise NodeError(
-            "the guard cannot be put in place, under any data path: this kernel lacks for its eBPF "
-            "programs: " + "; ".join(lacking),
-            "a kernel from 6.1 on with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and "
-            "CONFIG_DEBUG_INFO_BTF has it all, as distributions' kernels do",
-        )
-    why_not = bpf.lsm_lacking()
+def choose(asked: Asked, variant: Variant, packet_sockets: PacketSockets, paths: Paths) -> Choice:
+    """Decide. Raises NodeError, ModuleError, RulesError if nothing of what is asked can be had.
+
+    Whether the programs themselves can be loaded, which every data path's guard
+    needs, is not asked here: that costs as much as loading them, and is undone
+    as well.
+    """
+    why_not = _lsm_lacking(paths.bpf_dir / bpf.version())
     if why_not and packet_sockets == "guarded":
         raise NodeError(
             f"packet sockets cannot be refused on this kernel: {why_not}",
-            packet_cure(node_config),
+            packet_cure(paths.node_config),
         )
     chosen, why = _data_path(asked, variant)
     return Choice(chosen, why, variant, not why_not)
+
+
+@cache
+def _lsm_lacking(instance: Path) -> str:
+    """Asked by loading those programs, unless they are in place."""
+    if instance.is_dir() and not bpf.healthy(instance, lsm=True):
+        return ""
+    return bpf.lsm_lacking()
 
 
 def _data_path(asked: Asked, variant: Variant) -> tuple[DataPath, str]:

@@ -92,7 +92,7 @@ def _choose(
         datapath or settings.datapath,
         variant or (old.variant if old else rules.suitable()),
         settings.packet_sockets,
-        paths.node_config,
+        paths,
     )
 
 
@@ -104,29 +104,32 @@ def _up(
     paths: Paths, slices: list[Slice], root: Path, mode: Mode, choice: Choice, rest_ns: int
 ) -> guard.Result:
     """The steps, in order; runs in the guarded worker."""
-    old_text = states.text(paths.state)
+    old, old_text = states.load(paths.state), states.text(paths.state)
     new = states.load(paths.state) or State(since=time.time_ns(), variant=choice.variant)
     new.variant, new.datapath, new.why = choice.variant, choice.datapath, choice.why
     new.mode, new.packet_sockets = mode, "guarded" if choice.lsm else "unguarded"
     assignment = registry.assign(paths.registry, requests(slices), time.time_ns(), rest_ns)
     notes = Journal(paths.journal)
-    done = steps.load_module(notes, new) if new.datapath == "module" else []
     wanted, xids = entries(root, slices, assignment)
+    # The programs first: they are what a kernel may refuse.
+    done = bpfsteps.mount(notes, paths, new)
+    done += bpfsteps.load(notes, paths, new, choice.lsm)
     if new.datapath == "module":
+        done += steps.load_module(notes, new)
         done += steps.fill_table(notes, wanted, xids, root)
-    done += bpfsteps.mount(notes, paths, new)
-    instance, loaded = bpfsteps.load(notes, paths, new, choice.lsm)
-    done += loaded
-    done += _guard(notes, new, slices, assignment, wanted, root)
+    done += _guard(notes, old, new, slices, assignment, wanted, root)
     done += steps.set_sysctls(notes, new)
-    chains = {family: datapaths.wanted(new.datapath, instance, family) for family in families()}
-    installed, remarks = steps.install_rules(notes, new, new.variant, chains)
+    installed, remarks = _rules(notes, new)
     done += installed
+    # Last: what is made from now on is marked from birth.
+    adopted, unreached = bpfsteps.adopt_sockets()
+    done += adopted
+    remarks += unreached
     steps.write_state(notes, paths, new, old_text)
     # From here on the node is up: without a journal nothing will be undone.
     notes.close()
     paths.journal.unlink(missing_ok=True)
-    if 6 not in chains:
+    if 6 not in families():
         remarks.append("this kernel has no IPv6: rules for IPv4 only")
     if not choice.lsm:
         remarks.append(
@@ -139,22 +142,40 @@ def _up(
     return {"done": done, "remarks": remarks, "ended": ended}
 
 
+def _rules(notes: Journal, new: State) -> tuple[list[str], list[str]]:
+    """The data path's chains: (what was done, remarks)."""
+    return steps.install_rules(
+        notes,
+        new,
+        new.variant,
+        {
+            family: datapaths.wanted(
+                new.datapath, Path(new.instance), family, containers=bool(new.interfaces)
+            )
+            for family in families()
+        },
+    )
+
+
 def _guard(
     notes: Journal,
+    old: State | None,
     new: State,
     slices: list[Slice],
     assignment: Assignment,
     wanted: dict[int, int],
     root: Path,
 ) -> list[str]:
-    """Ports, policy and older sockets, in an order that leaves no door open."""
+    """Ports, policy and interfaces, in an order that leaves no door open."""
     instance = Path(new.instance)
     kept = bpfsteps.with_lingering(instance, wanted, set(assignment.xids.values()), root)
     done = bpfsteps.reserve(notes, new, slices)
     policy = bpfsteps.wanted_policy(slices, assignment.xids, kept, new.mode)
     done += bpfsteps.apply(notes, instance, policy)
     done += bpfsteps.release(notes, new, slices)
-    return done + bpfsteps.adopt_sockets(instance)
+    interfaces = bpfsteps.wanted_interfaces(slices, assignment.xids)
+    done += bpfsteps.mark_interfaces(notes, new, interfaces, old)
+    return done
 
 
 def _leave_behind(paths: Paths) -> list[str]:
@@ -335,12 +356,16 @@ def _apply(paths: Paths, slices: list[Slice], rest_ns: int) -> Assignment:
     new = states.load(paths.state)
     if new is not None:
         root, old_text = cgroups.v2_root(), states.text(paths.state)
+        old = states.load(paths.state)
         notes = Journal(paths.journal)
         wanted, xids = entries(root, slices, assignment)
         try:
-            _guard(notes, new, slices, assignment, wanted, root)
+            _guard(notes, old, new, slices, assignment, wanted, root)
+            if old and bool(old.interfaces) != bool(new.interfaces):
+                _rules(notes, new)  # FORWARD counts from now on, or no more
             if new.datapath == "module":
                 steps.fill_table(notes, wanted, xids, root)
+            bpfsteps.adopt_sockets()
             steps.write_state(notes, paths, new, old_text)
         except VnetError:
             steps.undo(paths)

@@ -44,7 +44,10 @@ def _read(family: str) -> dict[str, dict[str, list[Rule]]]:
 
     kind = iptc.Table if family == "4" else iptc.Table6
     found: dict[str, dict[str, list[Rule]]] = {}
-    for name in rules.legacy_tables(4 if family == "4" else 6):
+    # To tell a chain from a target it reads all tables it knows, and a legacy
+    # table that is read is made.
+    kind.ALL = rules.legacy_tables(4 if family == "4" else 6)
+    for name in kind.ALL:
         if name not in rules.TABLES:
             continue
         bases = {base for (table, _chain), base in OURS.items() if table == name}

@@ -183,6 +183,13 @@ def save(family: Family, variant: Variant) -> str:
     return "".join(_run("save", family, variant, "-t", name) for name in TABLES if name in tables)
 
 
+def save_counted(family: Family, variant: Variant) -> str:
+    """Table mangle with each rule's packets and bytes; empty where it does not exist."""
+    if variant == "legacy" and "mangle" not in legacy_tables(family):
+        return ""
+    return _run("save", family, variant, "-c", "-t", "mangle")
+
+
 def test(family: Family, variant: Variant, text: str) -> None:
     """Have iptables-restore read a text without committing it. Raises RulesError.
 

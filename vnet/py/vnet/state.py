@@ -36,6 +36,7 @@ class State(msgspec.Struct):
     mode: Mode = "enforce"  #: of the guard
     packet_sockets: PacketSockets = "guarded"
     reserved: str = ""  #: ports we added to ip_local_reserved_ports, as the kernel writes them
+    interfaces: dict[str, int] = {}  #: of containers, with the xids they give
     version: int = VERSION
 
 

@@ -10,6 +10,7 @@ from vnet import (
     bpfsteps,
     cgroups,
     config,
+    containers,
     copyxid,
     guard,
     module,
@@ -22,7 +23,7 @@ from vnet import (
 )
 from vnet import state as states
 from vnet.config import Slice
-from vnet.datapath import DIFFERENCES
+from vnet.datapath import DIFFERENCES, counters
 from vnet.datapath import wanted as wanted_chains
 from vnet.errors import VnetError
 from vnet.paths import Paths
@@ -53,6 +54,7 @@ class Status:
     lingering: int = 0  #: of these: of cgroups that are gone
     reserved_ports: int = 0
     reserved_addresses: int = 0
+    interfaces_missing: list[str] = field(default_factory=list)  #: of containers, not there yet
     sysctls: dict[str, str | None] = field(default_factory=dict)
     rules: dict[str, bool] = field(default_factory=dict)  #: "IPv4", "IPv6": in place
     counters: dict[str, int] = field(default_factory=dict)  #: packets, all namespaces
@@ -143,6 +145,9 @@ def _policy(
         found.differences.append("the reserved ports in force are not those in the files")
     if now.addresses != wanted.addresses:
         found.differences.append("the reserved addresses in force are not those in the files")
+    interfaces = bpfsteps.wanted_interfaces(numbered, xids)
+    found.interfaces_missing = containers.missing(interfaces)
+    found.differences += containers.healthy(instance, interfaces)
     missing = {port.port for port, _xid in now.ports} - sysctls.reserved_ports()
     if missing:
         found.differences.append(
@@ -220,11 +225,18 @@ def _rules(found: Status, _paths: Paths, state: State | None) -> None:
         for variant in rules.VARIANTS:
             wanted = rules.NOTHING
             if state is not None and state.variant == variant:
-                wanted = rules.asked(wanted_chains(state.datapath, Path(state.instance), family))
+                chains = wanted_chains(
+                    state.datapath, Path(state.instance), family, bool(state.interfaces)
+                )
+                wanted = rules.asked(chains)
             wrong = rules.differences(rules.snapshot(family, variant), wanted)
             if wanted:
                 found.rules[f"IPv{family}"] = not wrong
             found.differences += [f"IPv{family} ({variant}): {words}" for words in wrong]
+    if state is not None and state.datapath == "bpf":
+        found.counters = counters(
+            rules.save_counted(family, state.variant) for family in rules.families()
+        )
 
 
 def current_xids(paths: Paths) -> dict[str, int]:

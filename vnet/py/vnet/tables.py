@@ -175,6 +175,8 @@ def status(found: "Status", verbose: bool, as_json: bool) -> None:
     lingering = f", {found.lingering} of cgroups that are gone" if found.lingering else ""
     click.echo(f"  slices   {found.slices}, {found.cgroups_present} of {found.cgroups} cgroups "
                f"present; {found.entries} entries in the table{lingering}")  # fmt: skip
+    if found.interfaces_missing:
+        click.echo(f"  veths    not there yet: {', '.join(found.interfaces_missing)}")
     short = ", ".join(f"{key.rsplit('.', 1)[1]} = {value}" for key, value in found.sysctls.items())
     click.echo(f"  sysctls  {short}")
     if found.rules:

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from inotify_simple import INotify, flags
 
-from vnet import bpfsteps, cgroups, config, copyxid, events, guard, policy, status
+from vnet import bpfsteps, cgroups, config, containers, copyxid, events, guard, policy, status
 from vnet import state as states
 from vnet.errors import ConfigError, NodeError
 from vnet.paths import Paths
@@ -50,11 +50,13 @@ class Watched:
     instance: Path = Path()  #: of the eBPF programs
     datapath: str = ""
     tables: list[Table] = field(default_factory=list)
+    interfaces: dict[str, int] = field(default_factory=dict)  #: of containers: xid
     xids: dict[str, int] = field(default_factory=dict)  #: cgroup path: xid
     below: dict[str, list[str]] = field(default_factory=dict)  #: ancestor: cgroup paths
     ids: dict[str, int] = field(default_factory=dict)  #: cgroup path: id in the tables
     gone: dict[int, float] = field(default_factory=dict)  #: id: when it leaves (monotonic s)
     places: dict[int, str] = field(default_factory=dict)  #: watch descriptor: ancestor
+    late: bool = False  #: a cgroup may have sockets that are older than its entry
 
 
 def run(paths: Paths, linger: float) -> None:
@@ -63,14 +65,19 @@ def run(paths: Paths, linger: float) -> None:
         raise NodeError("vnet watch: the node is down", "vnet up")
     wake = _signals()
     watched = Watched(cgroups.v2_root(), paths, linger)
-    with INotify() as inotify, ExitStack() as kernel, closing(events.Drain(paths)) as drain:
+    with (
+        INotify() as inotify,
+        ExitStack() as kernel,
+        closing(events.Drain(paths)) as drain,
+        containers.listen() as links,
+    ):
         config_watch = _watch_config(inotify, paths)
         run_watch = inotify.add_watch(paths.run_dir, flags.DELETE | flags.MOVED_TO)
         _open_tables(watched, kernel)
         _reload(watched, inotify)
         notify("READY=1")
         while True:
-            ready, _, _ = select.select([inotify, wake, drain], [], [], _until_next(watched))
+            ready, _, _ = select.select([inotify, wake, drain, links], [], [], _until_next(watched))
             reload = False
             if wake in ready:
                 numbers = os.read(wake.fileno(), 64)
@@ -80,6 +87,10 @@ def run(paths: Paths, linger: float) -> None:
                 reload = signal.SIGHUP in numbers
             if drain in ready:
                 drain.drain()
+            if links in ready:
+                names = containers.changed(links)
+                if names is None or names & watched.interfaces.keys():
+                    _mark_interfaces(watched)
             if inotify in ready:
                 for event in inotify.read(timeout=0):
                     if event.wd == run_watch and event.name != paths.state.name:
@@ -97,6 +108,9 @@ def run(paths: Paths, linger: float) -> None:
                 _open_tables(watched, kernel)
                 _reload(watched, inotify)
             _expire(watched)
+            if watched.late:
+                watched.late = False
+                bpfsteps.adopt_sockets()
 
 
 def _open_tables(watched: Watched, kernel: ExitStack) -> None:
@@ -120,6 +134,12 @@ def _signals() -> socket.socket:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     return reading
+
+
+def _mark_interfaces(watched: Watched) -> None:
+    with guard.lock(watched.paths):
+        if _current(watched):
+            containers.apply(watched.instance, watched.interfaces)
 
 
 def _current(watched: Watched) -> bool:
@@ -166,6 +186,9 @@ def _reload(watched: Watched, inotify: INotify) -> None:
         with contextlib.suppress(OSError):
             inotify.rm_watch(wd)
     watched.ids = {path: number for path, number in watched.ids.items() if path in watched.xids}
+    named = [item for item in slices if item.name in numbers]
+    watched.interfaces = bpfsteps.wanted_interfaces(named, numbers)
+    _mark_interfaces(watched)
     _refresh(watched, list(watched.xids))
     # Ids that an earlier run (or nobody) knew to be gone. The tables first: what
     # is in one and not found afterwards is gone, not new.
@@ -217,6 +240,7 @@ def _refresh(watched: Watched, paths: list[str]) -> None:
             watched.gone[before] = time.monotonic() + watched.linger
             del watched.ids[path]
         if number is not None:
+            watched.late = watched.late or before != number
             watched.gone.pop(number, None)
             watched.ids[path] = number
             new[number] = watched.xids[path]
@@ -229,7 +253,6 @@ def _refresh(watched: Watched, paths: list[str]) -> None:
             return
         for table in watched.tables:
             refused |= set(table.set_many(new))
-        bpfsteps.adopt_sockets(watched.instance)
     for path in [path for path, number in watched.ids.items() if number in refused]:
         del watched.ids[path]  # gone again already: its removal is an event of its own
 
