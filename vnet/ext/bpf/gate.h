@@ -36,6 +36,21 @@ struct sk_buff___path {
 	__u16 inner_network_header;
 } CO_RE;
 
+struct net_device___path {
+	unsigned int flags;
+} CO_RE;
+
+struct dst_entry___path {
+	struct net_device___path *dev;
+} CO_RE;
+
+struct sk_buff___route {
+	unsigned long _skb_refdst;
+} CO_RE;
+
+#define SKB_DST_PTRMASK	(~1ul)
+#define IFF_LOOPBACK	(1 << 3)
+
 struct inet_skb_parm___defrag {
 	__u16 frag_max_size;
 } CO_RE;
@@ -99,22 +114,33 @@ static __always_inline bool refuse_packet(struct policy p,
 	return refuse(p, &event);
 }
 
+/* Routed to this host itself. A header may name any destination. */
+static __always_inline bool stays_here(struct sk_buff *skb)
+{
+	struct sk_buff___route *routed = (void *)skb;
+	struct dst_entry___path *dst =
+		(void *)(BPF_CORE_READ(routed, _skb_refdst) & SKB_DST_PTRMASK);
+
+	return dst && BPF_CORE_READ(dst, dev, flags) & IFF_LOOPBACK;
+}
+
 /*
  * Whose address the packet comes from, if another's. What is sent to one of
  * this host's own addresses gets that address as its source, unless the
  * sender chose one: that says nothing and goes nowhere.
  */
 static __always_inline bool from_address_of_another(struct policy p,
+						    struct sk_buff *skb,
 						    const struct packet *pkt,
 						    __u32 xid, __u32 *owner)
 {
 	__u64 s[2], d[2];
 
+	if (!address_of_another(p, &pkt->saddr, xid, owner))
+		return false;
 	__builtin_memcpy(s, &pkt->saddr, sizeof(s));
 	__builtin_memcpy(d, &pkt->daddr, sizeof(d));
-	if (s[0] == d[0] && s[1] == d[1])
-		return false;
-	return address_of_another(p, &pkt->saddr, xid, owner);
+	return s[0] != d[0] || s[1] != d[1] || !stays_here(skb);
 }
 
 static __always_inline bool from_port_of_another(struct policy p,
@@ -154,7 +180,7 @@ static __noinline int gate_raw(struct __sk_buff *ctx, __u32 xid)
 		kind = VNET_KIND_RAW;	/* older than the grant, or handed on */
 	else if ((ctx->mark & VNET_XID_MASK) != xid)
 		kind = VNET_KIND_MARK;
-	else if (from_address_of_another(p, &pkt, xid, &owner))
+	else if (from_address_of_another(p, skb, &pkt, xid, &owner))
 		kind = VNET_KIND_ADDRESS;
 	else if (from_port_of_another(p, &pkt, xid, &owner))
 		kind = VNET_KIND_PORT;
@@ -200,7 +226,7 @@ static __noinline int gate_source(struct __sk_buff *ctx, __u32 xid)
 	__u8 kind;
 
 	read_packet(ctx, &pkt);
-	if (from_address_of_another(p, &pkt, xid, &owner))
+	if (from_address_of_another(p, skb, &pkt, xid, &owner))
 		kind = VNET_KIND_ADDRESS;
 	else if (from_port_of_another(p, &pkt, xid, &owner))
 		kind = VNET_KIND_PORT;
