@@ -11,6 +11,7 @@ import bpfbed
 import pytest
 from bpfbed import SO_MARK, A, B, inside, mark, marks
 from testbed.cgroup import cgroup
+from testbed.poll import until
 from vnet._bpf import lib
 from vnet.errors import BpfError
 from vnet.policy import Policy
@@ -163,3 +164,30 @@ def test_a_program_that_the_kernel_refuses_is_named_with_its_verdict(bpf_dir, tm
     assert not bpf_dir.exists()
     with mock.patch("vnet.bpf.OBJECTS", tmp_path):
         assert bpf.lacking() == [refused.value.message]
+
+
+def test_the_lsm_programs_come_and_go_with_their_instance_or_nothing_comes(bpf_dir):
+    def packet():
+        return marks((socket.AF_PACKET, SOCK_RAW, 0))
+
+    if bpf.lsm_lacking():
+        with pytest.raises(BpfError):
+            bpf.load(bpf_dir, True)
+        assert not bpf_dir.exists()
+        return
+    instance = bpf.load(bpf_dir, False)
+    with cgroup() as a:
+        policy.write(instance, Policy(slices={a.id: A}))
+        assert inside(a, packet) == [0]
+        assert bpf.healthy(instance) == []
+        assert bpf.healthy(instance, lsm=True) != []
+        assert bpf.load(bpf_dir, True) == instance
+        assert bpf.healthy(instance) == bpf.healthy(instance, lsm=True) == []
+        assert inside(a, packet) == ["EACCES"]
+        (instance / "links" / "vnet_lsm_socket_create").unlink()
+        assert bpf.healthy(instance) == [f"{instance}: link vnet_lsm_socket_create is gone"]
+        assert bpf.load(bpf_dir, True) == instance
+        assert inside(a, packet) == ["EACCES"]
+        assert bpf.load(bpf_dir, False) == instance
+        assert bpf.healthy(instance, lsm=True) != []
+        until(lambda: inside(a, packet) == [0], what="the LSM program is gone")

@@ -105,7 +105,7 @@ def test_an_object_can_be_read_by_a_kernel_that_was_not_there_when_it_was_built(
         ).stdout
         assert ".BTF.ext" in sections, path  # CO-RE's relocations
         assert ".debug_" not in sections, path
-        assert path.stat().st_size < 200_000, path
+        assert path.stat().st_size < 400_000, path
 
 
 # -- ports ----------------------------------------------------------------
