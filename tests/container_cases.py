@@ -3,12 +3,12 @@
 import socket
 import struct
 
+import lxcbed
 import pytest
-from containerbed import PROTOCOLS, UDP, A, B, Bed, S, Who, talk, xids
+from containerbed import HOOKS, PROTOCOLS, TCP, UDP, A, B, Bed, S, Who, talk, xids
 from testbed import nflog
 from testbed.poll import until
 
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 Seen = list[nflog.Seen]
 
 
@@ -26,7 +26,6 @@ def recorded(bed: Bed, family: int, halves: tuple[int, int]) -> None:
         assert bed.halves(proto, family) == [halves], proto
 
 
-@FAMILIES
 def test_what_a_container_sends_and_the_answers_are_its_slice_s(bed: Bed, family):
     seen = talk(bed, Who(bed.a), Who(bed.out), bed.address("out", family))
     for hook in ("forward", "postrouting"):
@@ -45,12 +44,10 @@ def arrives(bed: Bed, family: int, seen: Seen) -> None:
     recorded(bed, family, (0, A))
 
 
-@FAMILIES
 def test_what_comes_from_outside_to_a_container_is_its_slice_s(bed: Bed, family):
     arrives(bed, family, talk(bed, Who(bed.out), Who(bed.a), bed.address("a", family)))
 
 
-@FAMILIES
 def test_a_port_forwarded_to_a_container_is_its_slice_s(bed: Bed, family):
     tool = {4: "iptables", 6: "ip6tables"}[family]
     here, there = bed.address("node", family), bed.address("a", family)
@@ -62,7 +59,6 @@ def test_a_port_forwarded_to_a_container_is_its_slice_s(bed: Bed, family):
         bed.node.run(tool, "-t", "nat", "-D", *rule)
 
 
-@FAMILIES
 def test_a_container_and_a_slice_of_the_host_each_own_their_end(bed: Bed, family):
     seen = talk(bed, Who(bed.a), Who(bed.node, bed.s), bed.address("gateway", family))
     for proto in ("tcp", "udp"):
@@ -73,7 +69,6 @@ def test_a_container_and_a_slice_of_the_host_each_own_their_end(bed: Bed, family
     assert bed.halves("icmp", family) == [(A, 0)]
 
 
-@FAMILIES
 def test_a_slice_of_the_host_and_a_container_each_own_their_end(bed: Bed, family):
     seen = talk(bed, Who(bed.node, bed.s), Who(bed.a), bed.address("a", family))
     for proto in PROTOCOLS:
@@ -82,7 +77,6 @@ def test_a_slice_of_the_host_and_a_container_each_own_their_end(bed: Bed, family
     recorded(bed, family, (S, A))
 
 
-@FAMILIES
 def test_two_containers_each_own_their_end(bed: Bed, family):
     seen = talk(bed, Who(bed.a), Who(bed.b), bed.address("b", family))
     for hook in ("forward", "postrouting"):
@@ -90,7 +84,6 @@ def test_two_containers_each_own_their_end(bed: Bed, family):
     recorded(bed, family, (A, B))
 
 
-@FAMILIES
 def test_a_container_that_never_answers_is_known_by_what_reached_it(bed: Bed, family):
     """POSTROUTING does not know the port of a bridge: the tc program writes the half."""
     bed.node.run("conntrack", "-F")
@@ -152,3 +145,66 @@ def test_a_namespace_that_is_no_slice_s_stays_nobody_s(bed: Bed):
         recorded(bed, 4, (0, 0))
     finally:
         bed.apply()
+
+
+# -- a real one ------------------------------------------------------------------
+
+L, VETH = 999, "vntlxc"
+_GATEWAYS = "lxc.net.0.ipv4.gateway = 10.98.0.1\nlxc.net.0.ipv6.gateway = fd98::1\n"
+_NETWORKS = {
+    "routed": "lxc.net.0.veth.mode = router\n" + _GATEWAYS,
+    "bridged": "lxc.net.0.link = br0\n" + _GATEWAYS,
+}
+
+
+@pytest.fixture
+def lxc(bed: Bed):
+    if lacking := lxcbed.missing():
+        pytest.skip(f"not installed: {lacking}")
+    where = {"routed": VETH, "bridged": "br0"}[bed.layout]
+    with lxcbed.container(bed.node, VETH, "10.98.0.2", "fd98::2", _NETWORKS[bed.layout]) as made:
+        for address in ("10.98.0.1/24", "fd98::1/64"):
+            bed.node.run("ip", "addr", "replace", address, "dev", where, "nodad")
+        try:
+            bed.apply({**bed.wanted, VETH: L})
+            # lxc waits for no duplicate address detection
+            until(lambda: "tentative" not in made.run("busybox", "ip", "addr"))
+            yield made
+        finally:
+            if bed.layout == "bridged":
+                for address in ("10.98.0.1/24", "fd98::1/64"):
+                    bed.node.run("ip", "addr", "del", address, "dev", where)
+    bed.apply()
+
+
+def test_an_lxc_container_is_known_both_ways_by_its_veth(bed: Bed, lxc: lxcbed.Container, family):
+    out = bed.address("out", family)
+    bed.node.run("conntrack", "-F")
+    with nflog.capture(bed.node, hooks=HOOKS) as log:
+        with Who(bed.out).socket(family, socket.SOCK_STREAM) as server:
+            server.bind((out, TCP))
+            server.listen()
+            server.settimeout(10)
+            with lxc.popen("sh", "-c", f"echo hello | nc -w 1 {out} {TCP}") as sender:
+                with server.accept()[0] as accepted:
+                    assert accepted.recv(100) == b"hello\n"
+                assert sender.wait(20) == 0
+        lxc.run("ping", "-q", "-c", "2", "-W", "5", out)
+        sent = log.seen()
+        assert bed.halves("tcp", family, "--dport", str(TCP)) == [(L, 0)]
+        assert bed.halves("icmp", family) == [(L, 0)]
+        there = {4: lxc.v4, 6: lxc.v6}[family]
+        with Who(bed.out).socket(family, socket.SOCK_STREAM) as client:
+            client.connect((there, 80))
+            client.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+            assert client.recv(10000).startswith(b"HTTP/1.")
+        got = log.seen()[len(sent) :]
+        assert bed.halves("tcp", family, "--dport", "80") == [(0, L)]
+    for hook in ("forward", "postrouting"):
+        # not the node's own, which looks for its neighbours
+        of_it = [p for p in sent if p.proto == 6 or p.dport >> 8 in (0, 8, 128, 129)]
+        assert {p.xid for p in of_it if p.prefix == hook and out in (p.src, p.dst)} == {L}
+        arrived = [p.xid for p in got if p.prefix == hook and p.proto == 6 and p.dport == 80]
+        assert arrived[0] == 0
+        assert set(arrived[1:]) == {L}
+        assert {p.xid for p in got if p.prefix == hook and p.sport == 80} == {L}

@@ -22,6 +22,11 @@ def bed(request, tmp_path_factory):
         yield made
 
 
+@pytest.fixture(params=[4, 6])
+def family(request):
+    return request.param
+
+
 # -- putting the programs on interfaces, and taking them off -------------------
 
 

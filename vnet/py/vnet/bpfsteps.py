@@ -55,6 +55,7 @@ def load(notes: Journal, paths: Paths, new: State, lsm: bool) -> list[str]:
     """
     before = bpf.instances(paths.bpf_dir)
     notes.add("instance", before=[str(path) for path in before])
+    containers.prepare()
     try:
         instance = bpf.load(paths.bpf_dir, lsm)
     except BpfError as error:

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,23 @@ class Entry:
 def _entry(data: bytes) -> Entry:
     xid, made, mac = _ENTRY.unpack(data)
     return Entry(xid, bool(made), mac)
+
+
+def prepare() -> None:
+    """To be called before programs are loaded: have nf_conntrack there.
+
+    They write into connections by a function of that module (bpf_skb_ct_lookup,
+    net/netfilter/nf_conntrack_bpf.c), and are loaded without where it is not
+    there yet. No error: it may be built in, or cannot be had; then rules fail.
+    """
+    if not Path("/proc/sys/net/netfilter").exists():
+        with suppress(FileNotFoundError):
+            subprocess.run(
+                ["modprobe", "--quiet", "nf_conntrack"],
+                env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"},
+                check=False,
+                close_fds=False,  # guard.lock
+            )
 
 
 def apply(instance: Path, wanted: Mapping[str, int]) -> list[str]:
