@@ -65,7 +65,7 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 	struct vnet_event event = { };
 	struct policy p;
 	struct sock *sk;
-	__u32 asked, low;
+	__u32 asked;
 
 	if (ctx->level != SOL_SOCKET || ctx->optname != SO_MARK) {
 		/* more than a page is not shown here: 0 lets it pass */
@@ -80,19 +80,18 @@ int vnet_setsockopt(struct bpf_sockopt *ctx)
 	p = in_force();
 	sk = plain(ctx->sk);
 	event.xid = xid_of_sk(p, sk);
-	low = event.xid;
-	asked = *mark;
-	/*
-	 * Nobody's socket has 0 from birth and keeps it; it may also be of a
-	 * slice that only another instance of these programs knows of.
-	 */
-	if (!low && (asked & VNET_XID_MASK))
-		low = BPF_CORE_READ(sk, sk_mark);
-	*mark = with_xid(asked, low);
 	/* never 0, which would pass the original on, however long it says it is */
 	ctx->optlen = sizeof(*mark);
+	/*
+	 * Of a slice that is no more, until it is adopted; or of one that only
+	 * another instance of these programs knows of, which will see to it.
+	 */
+	if (!event.xid && (BPF_CORE_READ(sk, sk_mark) & VNET_XID_MASK))
+		return 1;
+	asked = *mark;
+	*mark = with_xid(asked, event.xid);
 	asked &= VNET_XID_MASK;
-	if (!asked || asked == (low & VNET_XID_MASK))
+	if (!asked || asked == event.xid)
 		return 1;
 	event.kind = VNET_KIND_MARK;
 	event.mark = asked;
