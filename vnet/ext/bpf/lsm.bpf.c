@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What has no cgroup hook: packet sockets, and SCTP's own bind
+ * What has no cgroup hook: packet sockets, SCTP's own bind, and SO_MARK of
+ * 32-bit programs
  *
  * Only where the kernel runs BPF LSM programs. The maps are those of
  * base.bpf.o; the loader puts them in place of these.
@@ -11,6 +12,7 @@
 #define AF_RDS		21
 #define AF_RXRPC	33
 #define AF_SMC		43
+#define EPERM		1
 #define EAFNOSUPPORT	97
 #define SCTP_BINDX_ADD	100	/* SCTP_SOCKOPT_BINDX_ADD */
 #define BINDX_MAX	8	/* addresses looked at: the gate does the rest */
@@ -38,6 +40,25 @@ struct sock_common___net {
 		struct net___cookie *net;
 	} skc_net;
 } CO_RE;
+
+struct thread_info___x86 {
+	__u32 status;
+} CO_RE;
+
+struct task_struct___x86 {
+	struct thread_info___x86 thread_info;
+} CO_RE;
+
+struct thread_info___arm64 {
+	unsigned long flags;
+} CO_RE;
+
+struct task_struct___arm64 {
+	struct thread_info___arm64 thread_info;
+} CO_RE;
+
+#define TS_COMPAT	(1 << 1)	/* arch/x86/include/asm/thread_info.h */
+#define TIF_32BIT	22		/* arch/arm64/include/asm/thread_info.h */
 
 /* Where the socket would be made: in the v2 cgroup of this thread. */
 static __always_inline __u32 xid_of_current(struct policy p)
@@ -173,4 +194,48 @@ int vnet_lsm_sctp_bindx(unsigned long long *ctx)
 		left -= length;
 	}
 	return 0;
+}
+
+/* in_compat_syscall(), as far as an architecture without `status` is arm64 */
+static __always_inline bool in_32bit_call(void)
+{
+	void *task = (void *)bpf_get_current_task();
+	struct task_struct___arm64 *arm64 = task;
+	struct task_struct___x86 *x86 = task;
+
+	if (bpf_core_field_exists(x86->thread_info.status))
+		return BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT;
+	if (bpf_core_field_exists(arm64->thread_info.flags))
+		return BPF_CORE_READ(arm64, thread_info.flags) &
+		       (1ul << TIF_32BIT);
+	return false;
+}
+
+/*
+ * The kernel does not show 32-bit programs' options to cgroup programs. The
+ * gate would stop what is sent under the mark; but what comes in is attributed
+ * by its receiver's mark where no module loads.
+ */
+SEC("lsm/socket_setsockopt")
+int vnet_lsm_socket_setsockopt(unsigned long long *ctx)
+{
+	int level = ctx[1], optname = ctx[2];
+	struct vnet_event event = { .kind = VNET_KIND_MARK };
+	struct socket *socket;
+	struct policy p;
+	struct sock *sk;
+
+	if (level != SOL_SOCKET || optname != SO_MARK || !in_32bit_call())
+		return 0;
+	p = in_force();
+	socket = plain((void *)ctx[0]);
+	sk = BPF_CORE_READ(socket, sk);
+	event.xid = xid_of_sk(p, sk);
+	if (!event.xid)
+		return 0;
+	event.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	event.type = BPF_CORE_READ(sk, sk_type);
+	event.proto = BPF_CORE_READ(sk, sk_protocol);
+	by_process(&event);
+	return refuse(p, &event) ? -EPERM : 0;
 }
