@@ -5,14 +5,16 @@ scapy would do it too, but takes twenty seconds to import in a guest.
 
 import socket
 import struct
+import subprocess
+import sys
 
-from module_bed import python
 from testbed.cgroup import Cgroup
 from testbed.net import Namespace
 
 SYN, RST, ACK, FIN = 2, 4, 16, 1
 
 _SEND = """
+import socket, sys
 to, *packets = sys.argv[1:]
 six = ":" in to
 s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -21,14 +23,17 @@ for p in packets:
 """
 
 
-def send(ns: Namespace, *packets: bytes, slice: Cgroup | None = None) -> None:
+def send(
+    ns: Namespace, *packets: bytes, slice: Cgroup | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Send whole IP packets from a raw socket (IP_HDRINCL) of a slice."""
     first = packets[0]
     if first[0] >> 4 == 4:
         to = socket.inet_ntop(socket.AF_INET, first[16:20])
     else:
         to = socket.inet_ntop(socket.AF_INET6, first[24:40])
-    python(ns, _SEND, to, *(p.hex() for p in packets), slice=slice)
+    argv = (sys.executable, "-I", "-S", "-c", _SEND, to, *(p.hex() for p in packets))
+    return ns.run(*argv, cgroup=slice, check=check)
 
 
 def _sum(data: bytes) -> int:

@@ -1,12 +1,14 @@
-"""The whole thread in a guest: slices, ``vnet up``, a collector, and a peer to talk to.
+"""The whole thread: slices, ``vnet up``, a collector, and a peer to talk to.
 
-    cgroup a, b -- the guest's own namespace (vnet, netflow collect) -- veth -- peer
+    cgroup a, b -- the node (vnet, netflow collect) -- veth -- peer
 
-The slices are in the initial network namespace, as on a real node.
+In a guest the node is the guest itself, in its initial network namespace as on
+a real node, and either data path will do; on the host it is a namespace, and
+the kernel the host's, without the module.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from netflowbed import Collector, collector
 from testbed import cgroup, net, nflog
 from testbed.net import HERE
 from testbed.poll import until
-from vnetbed import Node
+from vnetbed import UNGUARDED, Node, bpffs
 
 A, B = 512, 65535
 """The xids of the slices a and b: 65535 is the greatest there is."""
+
+OWN_PORT = 4000
+"""The UDP port that is reserved to slice a."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,15 @@ class Thread:
     a: cgroup.Cgroup
     b: cgroup.Cgroup
     flows: Collector
+    datapath: str = "module"
+    """As ``vnet status`` says."""
+    log: nflog.Capture | None = None
+    """Every packet from the beginning, for ``watching``."""
+
+    @property
+    def ns(self) -> net.Namespace:
+        """The node's namespace."""
+        return self.node.ns
 
     def here(self, family: int) -> str:
         """The node's address."""
@@ -48,29 +62,64 @@ class Thread:
 
 
 @contextmanager
-def thread(base: Path, bring_up: tuple[str, ...] = ()) -> Iterator[Thread]:
-    """Two slices in a node that is up (with these options of ``vnet up``), and a collector."""
+def thread(
+    base: Path, bring_up: tuple[str, ...] = (), ns: net.Namespace = HERE, capture: bool = False
+) -> Iterator[Thread]:
+    """Two slices in a node that is up (with these options of ``vnet up``), and a collector.
+
+    Both may do with raw sockets what they like, short of what is another's.
+    ``capture``: every packet, for ``watching``.
+    """
     with (
         cgroup.cgroup() as a,
         cgroup.cgroup() as b,
         net.namespace("peer") as peer,
-        net.veth(HERE, peer) as link,
+        net.veth(ns, peer) as link,
+        bpffs(base),
     ):
-        node = Node(HERE, base)
-        node.slices(a=(a.rel, A), b=(b.rel, B))
+        node = Node(ns, base)
+        node.settings(UNGUARDED)
+        slices = (("a", a, A, f'ports = ["udp/{OWN_PORT}"]'), ("b", b, B, ""))
+        (base / "config" / "slices.toml").write_text(
+            "".join(
+                f'[[slice]]\nname = "{name}"\ncgroups = ["{made.rel}"]\nxid = {xid}\n'
+                f'[slice.grants]\nraw = "full"\n{more}\n'
+                for name, made, xid, more in slices
+            )
+        )
         node.vnet("up", *bring_up, timeout=240)
         try:
-            with collector(HERE, base / "state", wait=120) as flows:
-                yield Thread(node, peer, link, a, b, flows)
+            datapath = node.json("status")["datapath"]
+            with collector(ns, base / "state", wait=120) as flows, ExitStack() as stack:
+                log = stack.enter_context(nflog.capture(ns)) if capture else None
+                yield Thread(node, peer, link, a, b, flows, datapath, log)
         finally:
             node.vnet("down", timeout=240)
 
 
-def xids(seen: list[nflog.Seen]) -> dict[str, set[int]]:
-    """The xids at each hook."""
+class Since(nflog.Capture):
+    """What a capture has seen from now on."""
+
+    def __init__(self, log: nflog.Capture) -> None:
+        self._log, self._first = log, len(log.seen())
+
+    def seen(self) -> list[nflog.Seen]:
+        """All packets up to now, in the order of the hooks."""
+        return self._log.seen()[self._first :]
+
+
+@contextmanager
+def watching(bed: Thread) -> Iterator[nflog.Capture]:
+    """The packets from here on. One capture serves all: to make one takes long in a guest."""
+    assert bed.log
+    yield Since(bed.log)
+
+
+def xids(seen: list[nflog.Seen], whole: bool = False) -> dict[str, set[int]]:
+    """The xids (or whole marks) at each hook."""
     found: dict[str, set[int]] = {}
     for packet in seen:
-        found.setdefault(packet.prefix, set()).add(packet.xid)
+        found.setdefault(packet.prefix, set()).add(packet.mark if whole else packet.xid)
     return found
 
 
