@@ -188,8 +188,9 @@ def _leave_behind(paths: Paths) -> list[str]:
     if new is None:
         return []
     done = bpfsteps.remove_others(paths, new.instance)
-    if new.datapath == "bpf" and new.module_loaded:
+    if new.datapath == "bpf":
         done += _empty_table()
+    if new.datapath == "bpf" and new.module_loaded:
         if module.loaded() and module.unload():
             done.append(f"unloaded module {copyxid.MODULE}")
         new.module_loaded = module.loaded()

@@ -98,7 +98,7 @@ def _slices(found: Status, paths: Paths, state: State | None) -> None:
     found.cgroups = sum(len(item.cgroups) for item in slices)
     ids = cgroups.ids(root, [path for item in slices for path in item.cgroups])
     found.cgroups_present = len(ids)
-    if found.module:
+    if found.module and (state is None or state.datapath == "module"):
         with copyxid.connect() as kernel:
             table = {number: entry.xid for number, entry in kernel.table().items()}
             stats = kernel.stats()
@@ -114,7 +114,8 @@ def _slices(found: Status, paths: Paths, state: State | None) -> None:
             _compare_table(found, slices, xids, ids, table, root)
         else:
             found.differences.append(f"module {copyxid.MODULE} is not loaded")
-    _policy(found, paths, state, slices, xids, ids, root)
+    if state.instance:
+        _policy(found, paths, state, slices, xids, ids, root)
 
 
 def _policy(
@@ -161,6 +162,9 @@ def _instance(found: Status, paths: Paths, state: State | None) -> None:
     instances = bpf.instances(paths.bpf_dir)
     if state is None:
         found.differences += [f"{path} is there, and should not be" for path in instances]
+        return
+    if not state.instance:
+        found.differences.append("an older vnet brought the node up, without the guard")
         return
     instance = Path(state.instance)
     found.differences += [
