@@ -161,10 +161,10 @@ static void pass(const struct pair *p, int from, int to)
 {
 	char buf[PAYLOAD];
 
-	if (send(from, payload, PAYLOAD, 0) != PAYLOAD)
-		DIE("send");
-	if (recv(to, buf, PAYLOAD, 0) != PAYLOAD)
-		DIE(p->name);	/* a second has gone by: settle() */
+	/* refused by a rule, or a second has gone by: settle() */
+	if (send(from, payload, PAYLOAD, 0) != PAYLOAD ||
+	    recv(to, buf, PAYLOAD, 0) != PAYLOAD)
+		DIE(p->name);
 }
 
 static uint64_t batch(const struct pair *p)

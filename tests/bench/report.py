@@ -1,14 +1,15 @@
 """Write the measured figures into docs/benchmarks.md, between its markers.
 
-Input is what guest.py wrote (build/bench/packets-*.json, one per kernel) and what bench_dump.py
-wrote (build/bench/dump.json); output is Markdown. Only what is between ``<!-- begin NAME -->`` and
-``<!-- end NAME -->`` is replaced. The goals are printed too.
+Input is what the measuring programs wrote into build/bench: guest.py (packets-*.json, one per
+kernel), guard_cost.py (guard.json) and bench_dump.py (dump.json); output is Markdown. Only what is
+between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced. The goals are printed too.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -286,6 +287,71 @@ def dump(source: Path) -> str:
     )
 
 
+WAYS = {
+    "udp": "UDP, loopback: out and in",
+    "out": "UDP out",
+    "in": "UDP in",
+    "tcp": "TCP, loopback: request, response",
+}
+
+
+def guard(source: Path) -> str:
+    """What the eBPF data path and the guard cost in time, as measured on the kernel here."""
+    data: dict[str, Any] = json.loads(source.read_text(encoding="ascii"))
+    names = list(data["udp"])
+    rows = [
+        [name, *(f"{data[way][name]['ratio']:.3f}" for way in WAYS), *_nanoseconds(data, name)]
+        for name in names
+    ]
+    spread = {
+        way: statistics.median(v["high"] - v["low"] for v in data[way].values()) for way in WAYS
+    }
+    same = {way: data[way]["no rule, once more"]["ratio"] for way in WAYS}
+    rows.append(["half of the rounds lie within (median of all rows)", *_plain(spread), "", ""])
+    parts = [
+        f"`tools/bench --guard`, kernel {data['kernel']}, {data['rounds']:,} interleaved rounds\n",
+        "#### Goals\n",
+        table(["", "measured", "at most", ""], list(guard_goals(data))),
+        "#### Ratio to no rule\n",
+        table(["", *WAYS.values(), "least ns, UDP on loopback", "and its ratio"], rows),
+        f"No rule, measured once more under another name: {', '.join(_plain(same))}.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _plain(values: dict[str, float]) -> list[str]:
+    return [f"{value:.3f}" for value in values.values()]
+
+
+def _nanoseconds(data: dict[str, Any], name: str) -> list[str]:
+    return [number(data["udp"][name]["ns"]), f"{data['udp'][name]['least']:.3f}"]
+
+
+def guard_goals(data: dict[str, Any]) -> Iterator[list[str]]:
+    """What was asked for, and what is; a time is in seconds."""
+    marks, everything = "marks of sockets alone", "everything on, 10,000 slices"
+    for way, title in WAYS.items():
+        for what, bound in ((marks, 1.02), (everything, 1.35)):
+            ratio: float = data[way][what]["ratio"]
+            yield [f"{what}; {title}", f"{ratio:.3f}", f"{bound}", verdict(ratio <= bound)]
+    least, most = (
+        data["udp"][f"everything on, {n}"]["ratio"] for n in ("1 slice", "10,000 slices")
+    )
+    growth = 100 * (most - least) / least
+    yield ["from 1 to 10,000 slices; UDP on loopback", f"{growth:+.1f} %", "flat", ""]
+    for what, seconds in data["apply"].items():
+        yield [
+            f"10,000 slices with 10,000 ports: {what}",
+            f"{seconds:.2f} s",
+            "1 s" if what == "policy.write" else "",
+            verdict(seconds <= 1) if what == "policy.write" else "",
+        ]
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "**not reached**"
+
+
 def put(page: str, name: str, text: str) -> str:
     """Replace what is between the markers of ``name``."""
     pattern = re.compile(
@@ -308,6 +374,9 @@ def main() -> None:
             for goal in goals(figures):
                 for baseline in goal.over:
                     print(f"  {goal.what}, {baseline}: {goal.verdict(baseline)}, of {goal.bound}")
+    source = ROOT / "build/bench/guard.json"
+    if source.exists():
+        page = put(page, "guard", guard(source))
     source = ROOT / "build/bench/dump.json"
     if source.exists():
         page = put(page, "dump", dump(source))
