@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bpfbed
-from testbed import cgroup, net, nflog
+import vnetbed
+from testbed import cgroup, names, net, nflog
 from testbed.net import Link, Namespace
 from vnet.datapath import DataPath
-from vnet.policy import Policy
 
-from vnet import bpf, containers, copyxid, datapath, policy, rules
+from vnet import bpf, containers
 
 A, B, S = 512, 65535, 777
 """The xids of the containers a and b, and of the slice s."""
@@ -36,6 +36,7 @@ LAYOUTS = ("routed", "bridged")
 class Bed:
     """See the drawing above."""
 
+    up: vnetbed.Node
     node: Namespace
     out: Namespace
     a: Namespace
@@ -84,33 +85,51 @@ class Bed:
         return [(mark & 0xFFFF, mark >> 16) for mark in marks]
 
 
+_SLICES = """
+[[slice]]
+name = "a"
+cgroups = ["/{name}-a"]
+xid = {A}
+interfaces = ["{a}"]
+[[slice]]
+name = "b"
+cgroups = ["/{name}-b"]
+xid = {B}
+interfaces = ["{b}"]
+[[slice]]
+name = "s"
+cgroups = ["{s}"]
+xid = {S}
+"""
+
+
 @contextmanager
-def bed(base: Path, kind: DataPath, layout: str) -> Iterator[Bed]:
-    """A node with its containers and rules."""
+def bed(base: Path, kind: DataPath, layout: str, node: Namespace | None = None) -> Iterator[Bed]:
+    """A node that ``vnet up`` has brought up. The module wants it to be the guest itself."""
     with ExitStack() as stack:
-        node, out, a, b = (
-            stack.enter_context(net.namespace(name)) for name in ("node", "out", "a", "b")
-        )
+        if node is None:
+            node = stack.enter_context(net.namespace("node"))
+        out, a, b = (stack.enter_context(net.namespace(name)) for name in ("out", "a", "b"))
         outside = stack.enter_context(net.veth(node, out))
         link_a = stack.enter_context(net.veth(node, a))
         link_b = stack.enter_context(net.veth(node, b))
         s = stack.enter_context(cgroup.cgroup())
-        _connect(node, out, outside, {a: link_a, b: link_b}, layout)
-        where = stack.enter_context(bpfbed.bpffs(base))
-        instance = bpf.load(where, lsm=False)
-        policy.write(instance, Policy(slices={s.id: S}))
-        if kind == "module":
-            module = stack.enter_context(copyxid.connect())
-            assert module.set_many({s.id: S}) == {}
-            stack.callback(module.flush)
-        install(node, kind, instance)
-        made = Bed(node, out, a, b, outside, link_a, link_b, s, instance, kind, layout)
-        made.apply()
-        yield made
+        _connect(stack, node, out, outside, {a: link_a, b: link_b}, layout)
+        up = stack.enter_context(vnetbed.bpf_node(node, base))
+        facts = {"name": names.fresh("no"), "a": link_a.a_if, "b": link_b.a_if, "s": s.rel}
+        (base / "config" / "slices.toml").write_text(_SLICES.format(A=A, B=B, S=S, **facts))
+        up.vnet("up", "--datapath", kind)
+        instance = bpf.instances(up.bpf_dir)[0]
+        yield Bed(up, node, out, a, b, outside, link_a, link_b, s, instance, kind, layout)
 
 
 def _connect(
-    node: Namespace, out: Namespace, outside: Link, inside: Mapping[Namespace, Link], layout: str
+    stack: ExitStack,
+    node: Namespace,
+    out: Namespace,
+    outside: Link,
+    inside: Mapping[Namespace, Link],
+    layout: str,
 ) -> None:
     node.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
     node.sysctl(net__ipv4__conf__all__send_redirects=0)
@@ -118,6 +137,7 @@ def _connect(
         ns.sysctl(net__ipv4__ping_group_range="0 2147483647")
     lines = [f"addr add fe80::1/64 dev {outside.a_if} nodad"]
     if layout == "bridged":
+        stack.callback(node.run, "ip", "link", "del", "br0", check=False)
         lines += ["link add br0 type bridge", "link set br0 addrgenmode none up"]
     for link in inside.values():
         dev = link.a_if
@@ -133,31 +153,12 @@ def _connect(
     if layout == "bridged":
         node.sysctl(net__ipv4__conf__br0__send_redirects=0)
         for tool in ("iptables", "ip6tables"):
-            node.run(tool, "-t", "nat", "-A", "POSTROUTING", "-o", outside.a_if, "-j", "MASQUERADE")
+            rule = ("POSTROUTING", "-o", outside.a_if, "-j", "MASQUERADE")
+            node.run(tool, "-t", "nat", "-A", *rule)
+            stack.callback(node.run, tool, "-t", "nat", "-D", *rule, check=False)
     for ns, link in [(out, Link(outside.a4, "", outside.a6, "", "", "")), *inside.items()]:
         for family, via in ((4, link.a4), (6, link.a6)):
             ns.run("ip", f"-{family}", "route", "add", "default", "via", via)
-
-
-def install(node: Namespace, kind: DataPath, instance: Path) -> None:
-    """The rules that ``vnet up`` writes where slices have containers."""
-    for family in rules.FAMILIES:
-        text = ""
-        for table in ("raw", "mangle"):
-            chains = [
-                chain
-                for chain in datapath.wanted(kind, instance, family, containers=True)
-                if chain.table == table
-            ]
-            text += f"*{table}\n" + "".join(f":{chain.name} - [0:0]\n" for chain in chains)
-            for chain in chains:
-                text += "".join(f"-A {chain.name} {rule}\n" for rule in chain.rules)
-                text += f"-A {chain.base} -j {chain.name}\n" if chain.base else ""
-            text += "COMMIT\n"
-        tool = {4: "iptables-nft-restore", 6: "ip6tables-nft-restore"}[family]
-        environment = rules.environment()
-        keep = {k: v for k, v in environment.items() if os.environ.get(k) != v}
-        node.run(tool, "--noflush", input=text, env=keep)
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,9 @@ class Who:
 @contextmanager
 def _entered(ns: Namespace) -> Iterator[None]:
     """This thread, in a namespace: a socket stays in the one in which it was made."""
+    if not ns.name:
+        yield
+        return
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         bpfbed.enter(ns)

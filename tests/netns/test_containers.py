@@ -1,7 +1,9 @@
 """Containers without a module, on the host's own kernel."""
 
 import json
+import os
 import subprocess
+import sys
 
 import bpfbed
 import pytest
@@ -10,6 +12,7 @@ from containerbed import LAYOUTS, A, B, Bed, S, Who, talk
 from containerbed import bed as containers_bed
 from testbed.poll import until
 from vnet.bpfmaps import pinned
+from vnetbed import PY
 
 from vnet import bpf, containers
 
@@ -138,6 +141,37 @@ def test_the_next_interface_with_the_number_of_one_that_went_is_nobody_s(own: Be
     with pinned(own.instance / "maps" / "interfaces") as table:
         assert index.to_bytes(4, "little") not in table.items()
     assert not clsact(own, "stranger")
+
+
+def test_status_knows_containers_and_down_leaves_nothing_on_their_interfaces(own: Bed):
+    assert own.up.json("status")["whole"]
+    own.node.run("tc", "filter", "del", "dev", own.link_a.a_if, "egress")
+    status = own.up.json("status", check=False)
+    assert [line for line in status["differences"] if own.link_a.a_if in line]
+    own.up.vnet("up")
+    assert own.up.json("status")["whole"]
+    own.up.vnet("down")
+    for dev in own.wanted:
+        assert not clsact(own, dev)
+    assert "VNET" not in own.node.run("iptables-save").stdout
+
+
+def test_a_slice_gets_interfaces_while_the_node_is_up_and_watch_marks_them_as_they_come(own: Bed):
+    cgroup = f"{own.s.rel}/new"
+    own.up.vnet("slice", "add", "new", "--cgroup", cgroup, "--interface", "late", "--xid", "99")
+    with own.up.ns.popen(
+        *(sys.executable, "-m", "vnet.cli", "watch"),
+        env={**own.up.env, "PYTHONPATH": os.pathsep.join([str(PY), *sys.path])},
+    ) as watch:
+        try:
+            wanted = {**own.wanted, "late": 99}
+            own.node.run(
+                *("ip", "link", "add", "late", "type", "veth", "peer", "name", "eth9"),
+                *("netns", own.b.name),
+            )
+            until(lambda: own.healthy(wanted) == [], 30, "late is marked")
+        finally:
+            watch.terminate()
 
 
 def test_filters_of_an_instance_that_is_gone_give_way_to_those_of_the_next(own: Bed):

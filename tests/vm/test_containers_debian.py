@@ -1,18 +1,17 @@
 """Containers on Debian's kernels, with the module; those of the host have none."""
 
-import module_bed
 import pytest
 from container_cases import *  # noqa: F403
 from containerbed import bed as containers_bed
+from testbed.net import HERE
 
 pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module", params=["routed", "bridged"])
 def bed(request, tmp_path_factory):
-    module_bed.load()
     base = tmp_path_factory.mktemp("containers")
-    with containers_bed(base, "module", request.param) as made:
+    with containers_bed(base, "module", request.param, HERE) as made:
         yield made
 
 
