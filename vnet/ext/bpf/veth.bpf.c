@@ -158,7 +158,8 @@ static __always_inline void fill_receiver(struct __sk_buff *ctx, __u32 xid)
 	if (!ct)	/* no TCP or UDP: its answer will tell */
 		return;
 	mark = ct->mark;
-	if (!(mark >> shift & VNET_XID_MASK))
+	/* in another zone the same addresses may be another connection's */
+	if (ct == known && !(mark >> shift & VNET_XID_MASK))
 		__sync_val_compare_and_swap(&ct->mark, mark, mark | xid << shift);
 	bpf_ct_release(ct);
 }
