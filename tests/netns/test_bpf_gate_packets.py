@@ -6,9 +6,11 @@ slice with raw sockets of its own and by one that may send what it likes.
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import socket
 import struct
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -42,6 +44,7 @@ from gate_packets import (
 )
 from testbed import net
 from testbed.cgroup import Cgroup, cgroup
+from testbed.poll import until
 
 from vnet import bpf, policy, refusals
 
@@ -398,3 +401,39 @@ def test_a_tunnels_packet_is_not_taken_for_its_passengers(bed: Bed, family: int)
             return [*seen, _left(wire, far)]
 
     assert bpfbed.inside(None, send, bed.ns) == [True, True, False]
+
+
+def _hears(sock: socket.socket, timeout: float) -> bool:
+    sock.settimeout(timeout)
+    with suppress(TimeoutError):
+        return bool(sock.recv(1))
+    return False
+
+
+def test_a_connection_older_than_its_slice_is_heard_again_when_it_has_its_mark(bed: Bed):
+    """Nobody can mark it while it waits to be accepted: it may acknowledge meanwhile."""
+
+    def talk() -> list[bool]:
+        bed.here(slices={bed.full.id: FULL})
+        with socket.socket() as client:
+            (bed.own.path / "cgroup.procs").write_text("0")
+            mine = socket.create_server((HERE[4], 0))
+            client.connect(mine.getsockname())
+            bed.here()
+            client.send(b"x")
+            unsent = struct.pack("=I", 0)
+
+            def acknowledged() -> bool:
+                return not struct.unpack("=I", fcntl.ioctl(client, termios.TIOCOUTQ, unsent))[0]
+
+            until(acknowledged, what="the acknowledgement")
+            accepted, _ = mine.accept()
+            accepted.send(b"y")
+            heard = [_hears(client, 0.5)]
+            accepted.setsockopt(socket.SOL_SOCKET, SO_MARK, 0)
+            heard.append(_hears(client, 10))
+            mine.close()
+            accepted.close()
+            return heard
+
+    assert bpfbed.inside(None, talk, bed.ns) == [False, True]

@@ -31,6 +31,10 @@ struct sock___kernel {
 	unsigned int sk_kern_sock:1;
 } CO_RE;
 
+struct sock___held {
+	void *sk_socket;
+} CO_RE;
+
 struct sk_buff___path {
 	void *dev;
 	__u16 inner_network_header;
@@ -194,6 +198,19 @@ static __noinline int gate_raw(struct __sk_buff *ctx, __u32 xid)
 }
 
 /*
+ * A TCP socket that nobody holds: not accepted yet, or closed already. Older
+ * than its slice it has no xid and nobody can give it one (adopt.py); what it
+ * sends acknowledges, or ends what there was.
+ */
+static __always_inline bool is_held_by_nobody(struct sock *sk)
+{
+	struct sock___held *held = (void *)sk;
+
+	return !BPF_CORE_READ(held, sk_socket) &&
+	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP;
+}
+
+/*
  * Another mark than its socket owner's. A socket of the node may have any
  * that it had as a whole: when its slice was removed it kept the xid, which
  * is nobody else's for a while.
@@ -207,7 +224,8 @@ static __noinline int gate_mark(struct __sk_buff *ctx)
 	__u32 xid = xid_of_sk(p, sk);
 	struct packet pkt;
 
-	if (!xid && mark == (BPF_CORE_READ(sk, sk_mark) & VNET_XID_MASK))
+	if (mark == (BPF_CORE_READ(sk, sk_mark) & VNET_XID_MASK) &&
+	    (!xid || (!mark && is_held_by_nobody(sk))))
 		return 0;
 	if (is_outer(skb, true))
 		return 0;
