@@ -340,6 +340,164 @@ def guard_goals(data: dict[str, Any]) -> Iterator[list[str]]:
     growth = 100 * (most - least) / least
     yield ["from 1 to 10,000 slices; UDP on loopback", f"{growth:+.1f} %", "flat", ""]
     for what, seconds in data["apply"].items():
+        cells = ["", ""] if "vnet up" in what else ["1 s", verdict(seconds <= 1)]
+        yield [f"10,000 slices with 10,000 ports: {what}", f"{seconds:.2f} s", *cells]
+
+
+def verdict(self, baseline: str) -> str:
+    if baseline not in self.over:
+        return ""
+    value = self.over[baseline]
+    word = "reached" if value <= self.bound else "**not reached**"
+    return f"{value:.1f}{self.unit}, {word}" if self.unit else f"{value:,.0f}, {word}"
+
+
+FIRST = "over the empty table"
+BASELINES = {
+    FIRST: (EMPTY, 0),
+    "over a rule without a target": (BARE, 1),
+    "over stock MARK": (SET_MARK, 1),
+}
+
+
+def goals(figures: Figures) -> Iterator[Goal]:
+    """The goals, each over every baseline: the first of them is what was asked for."""
+    for home in ("legacy", "nft"):
+        for title, path, hooks, bound in (
+            ("out, UDP", "udp-out", OUT, 100),
+            ("in, TCP established", "tcp-in", IN, 60),
+            ("in, connected UDP", "udp-in", IN, 60),
+        ):
+            whole = figures.get(home, hooks, COPY_XID, 10_000, path)
+            over = {}
+            for baseline, (rules, n) in BASELINES.items():
+                base = figures.get(home, hooks, rules, n, path)
+                if whole is not None and base is not None:
+                    over[baseline] = whole - base
+            if over:
+                yield Goal(f"{home}: {title}", bound, over)
+        least = figures.get(home, OUT, COPY_XID, 1, "udp-out")
+        most = figures.get(home, OUT, COPY_XID, 10_000, SENDERS)
+        empty = figures.get(home, OUT, EMPTY, 0, "udp-out")
+        if least and most and empty:
+            growth = 100 * abs(most - least) / (least - empty)
+            yield Goal(f"{home}: out, from 1 to 10,000 slices", 2, {FIRST: growth}, " %")
+
+
+def goal_table(found: list[Goal]) -> str:
+    rows = [
+        [goal.what, f"{goal.bound:,.0f}{goal.unit}", *(goal.verdict(b) for b in BASELINES)]
+        for goal in found
+    ]
+    return table(["`--copy-xid`", "at most", *BASELINES], rows)
+
+
+def packets(figures: Figures, series: str) -> str:
+    """The whole section of one kernel."""
+    parts = [
+        f"`tools/bench --kernel {series}`, kernel {figures.machine['kernel']}"
+        f" ({figures.machine['version']}); spectre_v2: {figures.machine['spectre_v2']}\n",
+        "#### Goals\n",
+        goal_table(list(goals(figures))),
+        "#### Both hooks, as on a node\n",
+        both_hooks(figures),
+    ]
+    for path, (hooks, title) in PATHS.items():
+        parts += [f"#### {title}\n", one_path(figures, path, hooks)]
+    return "\n".join(parts)
+
+
+def dump(source: Path) -> str:
+    """The dump's rates, as measured on the kernel that ran make bench."""
+    data: dict[str, Any] = json.loads(source.read_text(encoding="ascii"))
+    rates: dict[str, float] = data["entries_per_s"]
+    wall: dict[str, float] = data["entries_per_s_by_the_wall"]
+    bare, tool = rates["bare recv, nothing decoded"], rates["conntrack -L -o extended"]
+    ours = rates["ours, all columns at once"]
+    rows = [
+        [name, number(rate), f"{rate / bare:.2f}", f"{rate / tool:.1f}", number(wall[name])]
+        for name, rate in rates.items()
+    ]
+    verdicts = [
+        [
+            "ours to columns, of the bare rate",
+            f"{ours / bare:.2f}",
+            "at least 0.9",
+            ours / bare >= 0.9,
+        ],
+        [
+            "ours to columns, times `conntrack -L`",
+            f"{ours / tool:.1f}",
+            "at least 3",
+            ours / tool >= 3,
+        ],
+    ]
+    return "\n".join(
+        [
+            f"`tools/bench --dump`, {data['entries']:,} entries, best of {data['rounds']}"
+            " interleaved rounds, entries a second of processor time\n",
+            table(["", "entries/s", "of bare", "times conntrack -L", "by the wall"], rows),
+            table(
+                ["", "measured", "goal", ""],
+                [[*map(str, v[:3]), "reached" if v[3] else "not reached"] for v in verdicts],
+            ),
+        ]
+    )
+
+
+WAYS = {
+    "udp": "UDP, loopback: out and in",
+    "out": "UDP out",
+    "in": "UDP in",
+    "tcp": "TCP, loopback: request, response",
+}
+
+
+def guard(source: Path) -> str:
+    """What the eBPF data path and the guard cost in time, as measured on the kernel here."""
+    data: dict[str, Any] = json.loads(source.read_text(encoding="ascii"))
+    names = list(data["udp"])
+    rows = [
+        [name, *(f"{data[way][name]['ratio']:.3f}" for way in WAYS), *_nanoseconds(data, name)]
+        for name in names
+    ]
+    spread = {
+        way: statistics.median(v["high"] - v["low"] for v in data[way].values()) for way in WAYS
+    }
+    same = {way: data[way]["no rule, once more"]["ratio"] for way in WAYS}
+    rows.append(["half of the rounds lie within (median of all rows)", *_plain(spread), "", ""])
+    parts = [
+        f"`tools/bench --guard`, kernel {data['kernel']}, {data['rounds']:,} interleaved rounds\n",
+        "#### Goals\n",
+        table(["", "measured", "at most", ""], list(guard_goals(data))),
+        "#### Ratio to no rule\n",
+        table(["", *WAYS.values(), "least ns, UDP on loopback", "and its ratio"], rows),
+        f"No rule, measured once more under another name: {', '.join(_plain(same))}.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _plain(values: dict[str, float]) -> list[str]:
+    return [f"{value:.3f}" for value in values.values()]
+
+
+def _nanoseconds(data: dict[str, Any], name: str) -> list[str]:
+    return [number(data["udp"][name]["ns"]), f"{data['udp'][name]['least']:.3f}"]
+
+
+def guard_goals(data: dict[str, Any]) -> Iterator[list[str]]:
+    """What was asked for, and what is; a time is in seconds."""
+    marks, everything = "marks of sockets alone", "everything on, 10,000 slices"
+    for way, title in WAYS.items():
+        for what, bound in ((marks, 1.02), (everything, 1.35)):
+            ratio: float = data[way][what]["ratio"]
+            yield [f"{what}; {title}", f"{ratio:.3f}", f"{bound}", verdict(ratio <= bound)]
+    least, most = (
+        data["udp"][f"everything on, {n}"]["ratio"] for n in ("1 slice", "10,000 slices")
+    )
+    growth = 100 * (most - least) / least
+    yield ["from 1 to 10,000 slices; UDP on loopback", f"{growth:+.1f} %", "flat", ""]
+    for what, seconds in data["apply"].items():
         yield [
             f"10,000 slices with 10,000 ports: {what}",
             f"{seconds:.2f} s",
