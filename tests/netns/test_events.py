@@ -276,6 +276,8 @@ def test_events_are_asked_for_by_slice_kind_time_and_number(bed):
     assert len(bed.events("--kind", "bind")) == 2
     assert len(bed.events("--limit", "2")) == 2
     assert bed.events("--slice", "b") == []
+    unknown = bed.node.vnet("events", "--slice", "bb", check=False)
+    assert (unknown.returncode, "ever had this name" in unknown.stderr) == (2, True)
     later = events.iso(int(time.time_ns()))[:26] + "Z"
     assert bed.events("--since", later) == []
     assert len(bed.events("--since", last["time"][:26] + "Z")) in (1, 2)
@@ -484,6 +486,7 @@ held = socket.socket()
 os.setuid(65534)
 print(flush=True)
 sys.stdin.read()
+print(held.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
 """
 
 
@@ -497,8 +500,7 @@ from vnet.paths import Paths
 paths, instance, number = Paths(*map(Path, sys.argv[1:5])), Path(sys.argv[5]), int(sys.argv[6])
 assert policy.Slices(instance).set_many({number: 40302}) == {}
 assert policy.Slices(instance).table()[number].xid == 40302
-adopted = adopt.adopt(Path(sys.argv[7]))
-assert (adopted.sockets, adopted.refused) == (1, {}), adopted
+assert adopt.adopt(Path(sys.argv[7])).refused == {}
 events.Drain(paths).drain()
 """
     where = [bed.paths.config_dir, bed.paths.state_dir, bed.paths.run_dir, bed.paths.bpf_dir]
@@ -510,7 +512,6 @@ events.Drain(paths).drain()
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         stack.enter_context(other)
-        stack.callback(other.stdin.close)
         assert other.stdout.readline()
         one = tmp_path / "proc"  # and not all of the machine's
         one.mkdir()
@@ -519,4 +520,5 @@ events.Drain(paths).drain()
             *("setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(allowed)}"),
             *(sys.executable, "-c", code, *map(str, where), str(bed.instance), str(c.id), str(one)),
         )
+        assert other.communicate("")[0] == "40302\n", "its socket has the mark"
     assert bed.logged() == 1

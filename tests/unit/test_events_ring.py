@@ -1,17 +1,19 @@
 """Events out of a ring buffer's bytes, and into words."""
 
+import json
 import mmap
 import struct
 from datetime import UTC, datetime
 from ipaddress import ip_address
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 from vnet.bpfmaps import ffi, lib
 
-from vnet import cli_events, events, ring
+from vnet import cli, cli_events, events, ring
 
 pytestmark = pytest.mark.unit
 
@@ -216,3 +218,25 @@ def test_times_sort_as_their_texts_do(one, two):
     assert (one < two) == (events.iso(one) < events.iso(two))
     at = datetime.fromisoformat(events.iso(one)[:26] + "+00:00")
     assert at.tzinfo is UTC or at.utcoffset().total_seconds() == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--kind", "bnid"),
+        ("--since", "yesterday"),
+        ("--limit", "-1"),
+        ("--counters", "--follow"),
+        ("--counters", "--since", "1h"),
+        ("--counters", "--limit", "3"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words):
+    done = CliRunner().invoke(cli.cli, ["events", *words])
+    assert done.exit_code == 2
+    assert words[0] in done.output
+
+
+def test_the_kinds_are_explained_to_anybody():
+    done = CliRunner().invoke(cli.cli, ["events", "--kinds", "--json"])
+    assert json.loads(done.stdout) == events.KINDS

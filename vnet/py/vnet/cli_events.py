@@ -84,16 +84,17 @@ def events(
         raise UsageError("--counters are of now: not with --follow, --since or --limit")
     if kind not in (None, *KINDS):
         raise UsageError(f"--kind {kind}: not one of {', '.join(KINDS)}")
+    asked = eventlog.Asked(_since(since), slice_name, kind)
     try:
         if kinds:
             _print_kinds(as_json)
             return
         if os.geteuid() != 0:
             raise NodeError("vnet events: only root may read what was refused", "sudo vnet events")
+        _check_slice(paths, slice_name)
         if counters:
             _print_counters(paths, slice_name, kind, as_json)
         else:
-            asked = eventlog.Asked(_since(since), slice_name, kind)
             _print_events(paths, asked, limit, follow, as_json)
     except BrokenPipeError:  # `vnet events | head`: nobody reads on, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,6 +114,18 @@ def _since(text: str | None) -> str | None:
         return events.iso(events.moment(text, time.time_ns()))
     except ValueError as error:
         raise UsageError(f"--since {text}: {error}") from error
+
+
+def _check_slice(paths: Paths, name: str | None) -> None:
+    """Raise UsageError for a name that no slice ever had: a typing error is no empty answer."""
+    from vnet import registry
+    from vnet.errors import UsageError
+
+    if name is None or not paths.registry.exists():
+        return
+    with registry.open_readonly(paths.registry) as known:
+        if not known.tenures(name):
+            raise UsageError(f"--slice {name}: no slice on this node ever had this name")
 
 
 def _print_kinds(as_json: bool) -> None:

@@ -98,22 +98,25 @@ def _lines(paths: Paths) -> Iterator[bytes]:
     with contextlib.ExitStack() as stack:
         for fd in _open(paths):
             for line in stack.enter_context(os.fdopen(fd, "rb")):
-                if line.endswith(b"\n"):  # not yet whole: it is being written
-                    yield line
+                if not line.endswith(b"\n"):
+                    break  # being written: its other half must not pass for a line
+                yield line
 
 
 def _open(paths: Paths) -> list[int]:
     """Both files as they belong together, the older one first."""
     while True:
         found = [_opened(path(paths)), _opened(old_path(paths))]
-        files = [fd for fd in reversed(found) if fd is not None]
-        with contextlib.suppress(FileNotFoundError):
-            now = path(paths).stat()
-            if found[0] is None or not os.path.samestat(now, os.fstat(found[0])):
-                for fd in files:  # rotated in between: they may be no neighbours
-                    os.close(fd)
-                continue
-        return files
+        again = _opened(path(paths))
+        newest = [os.fstat(fd).st_ino if fd is not None else None for fd in (found[0], again)]
+        unused = [again]
+        if newest[0] != newest[1]:  # rotated in between: they may be no neighbours
+            unused += found
+        for fd in unused:
+            if fd is not None:
+                os.close(fd)
+        if newest[0] == newest[1]:
+            return [fd for fd in reversed(found) if fd is not None]
 
 
 def _opened(file: Path) -> int | None:

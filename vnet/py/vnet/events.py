@@ -157,7 +157,7 @@ def _address(packed: bytes, family: str, wildcard: bool = False) -> str | None:
 def naming(paths: Paths) -> Iterator[Namer]:
     """The registry's names; None where it has none, and for the node (xid 0)."""
     known = None
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, sqlite3.Error):
         known = registry.open_readonly(paths.registry)
 
     def name(xid: int, at_ns: int) -> str | None:
