@@ -72,7 +72,7 @@ def _data_path(asked: Asked, variant: Variant) -> tuple[DataPath, str]:
     try:
         require_module()
         probe("module", variant)
-        return "module", "it is loaded" if module.loaded() else "it can be loaded"
+        return "module", "the kernel module is loaded or can be"
     except VnetError as error:
         first = error
     try:
