@@ -1,4 +1,8 @@
-"""``vnet`` with the real module: up, down, status, killed half-way, cgroups that come and go."""
+"""``vnet`` with the real module: up, down, status, killed half-way, cgroups that come and go.
+
+The eBPF node's own steps are tried on the host (tests/netns/test_vnet_bpf_node.py);
+here is what the module adds, the way from one data path to the other, and BPF LSM.
+"""
 
 import os
 import re
@@ -15,7 +19,7 @@ from testbed import cgroup, net
 from testbed.net import HERE
 from testbed.poll import until
 
-from vnet import copyxid, guard, module, nftables, rules, status, steps, sysctls
+from vnet import bpf, copyxid, guard, module, nftables, rules, status, steps, sysctls
 from vnet import node as nodes
 
 pytestmark = pytest.mark.vm
@@ -38,11 +42,15 @@ def node(slices, tmp_path) -> Iterator[vnetbed.Node]:
     )
     for tool in ("iptables-legacy", "ip6tables-legacy"):
         subprocess.run([tool, "-t", "mangle", "-S"], check=True, stdout=subprocess.DEVNULL)
-    made = vnetbed.Node(HERE, tmp_path)
-    made.slices(a=slices.a.rel, b=(slices.b.rel, 65535))
-    yield made
-    if (tmp_path / "run").exists():
-        nodes.down(made.paths)
+        subprocess.run([tool, "-t", "raw", "-S"], check=True, stdout=subprocess.DEVNULL)
+    # ping(8) then needs no raw socket, which these slices may not have.
+    HERE.sysctl(net__ipv4__ping_group_range="0 2147483647")
+    with vnetbed.bpffs(tmp_path):
+        made = vnetbed.Node(HERE, tmp_path)
+        made.slices(a=slices.a.rel, b=(slices.b.rel, 65535))
+        yield made
+        if (tmp_path / "run").exists():
+            nodes.down(made.paths)
 
 
 def table() -> dict[int, int]:
@@ -63,12 +71,16 @@ def test_up_marks_status_is_whole_a_second_up_does_nothing_and_down_leaves_nothi
     node, slices, variant
 ):
     before = node.fingerprint()
-    assert "loaded module xt_copyxid" in node.json("up", "--variant", variant)["done"]
+    done = node.json("up", "--variant", variant)
+    assert "loaded module xt_copyxid" in done["done"]
+    assert (done["datapath"], done["why"]) == ("module", "the kernel module is loaded or can be")
+    assert done["remarks"] == []  # packet sockets are guarded by BPF LSM
     assert table() == {slices.a.id: 256, slices.b.id: 65535}
     assert ping_marks(slices.a) == {256}
     assert ping_marks(slices.b) == {65535}
     seen = node.json("status")  # exits 0
-    assert (seen["up"], seen["whole"], seen["variant"]) == (True, True, variant)
+    assert (seen["up"], seen["whole"], seen["variant"]) == (True, True, variant), seen
+    assert (seen["datapath"], seen["packet_sockets"]) == ("module", "guarded")
     assert seen["counters"]["out-socket"] >= 4
     assert seen["rules"] == {"IPv4": True, "IPv6": True}
     up = node.fingerprint()
@@ -90,28 +102,35 @@ def glance(node: vnetbed.Node, variant: str) -> list[object]:
     return [kept, nftables.bases(4), nftables.bases(6), sysctls.read(), files, module.loaded()]
 
 
-STEPS = ["module", "table", "sysctls", "rules", "rules", "state"]
+STEPS = ["instance", "module", "table", "policy", "sysctls", "rules", "rules", "state"]
+EVERY = tuple(range(1, len(STEPS) + 1))
 
 
-@VARIANTS
-@pytest.mark.parametrize("whom", ["worker", "guard", "both"])
-def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, variant, whom):
+# What each process does when another is killed is the same on the host, where all are tried.
+@pytest.mark.limit(600)
+@pytest.mark.parametrize(
+    ("variant", "whom", "kills"),
+    [("nft", "both", EVERY), ("nft", "worker", (2, 3)), ("legacy", "both", (6, 7))],
+)
+def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, variant, whom, kills):
+    bpf.load(node.bpf_dir, lsm=True)  # once: it is what takes long in a guest
     before = node.fingerprint()
     (node.base / "run").mkdir()
     seen = glance(node, variant)
-    for step in range(1, len(STEPS) + 1):
+    for step in kills:
         vnetbed.killed(node, variant, step, whom)
         if whom == "both":
             until(lambda: not guard.busy(node.paths), what="the worker is dead too")
             assert "killed half-way" in str(status.look(node.paths).differences)
-            nodes.down(node.paths)
+            assert steps.undo(node.paths)
         until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
         assert glance(node, variant) == seen, f"killed at step {step} ({STEPS[step - 1]})"
     assert node.fingerprint() == before
     assert vnetbed.killed(node, variant, len(STEPS) + 1, whom) == 0
 
 
-@pytest.mark.parametrize("whom", ["worker", "guard", "both"])
+@pytest.mark.limit(600)
+@pytest.mark.parametrize("whom", ["guard", "both"])
 def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, whom):
     nodes.up(node.paths, "nft")
     with copyxid.connect() as kernel:
@@ -122,7 +141,7 @@ def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, w
     for tool in ("iptables-nft", "ip6tables-nft"):
         HERE.run(tool, "-t", "mangle", "-F", "VNET-POST", env=env)
     before = glance(node, "nft")
-    for step in range(1, 5):
+    for step in range(2, 6):  # table, sysctls, and the rules
         vnetbed.killed(node, "nft", step, whom)
         if whom == "both":
             until(lambda: not guard.busy(node.paths), what="the worker is dead too")
@@ -132,6 +151,67 @@ def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, w
         assert table() == {slices.b.id: 7}
     nodes.up(node.paths)
     assert status.look(node.paths).whole
+
+
+def bound(slice_=None, port=81) -> str:
+    """The name of the error with which bind() ends."""
+    code = f"import socket; socket.socket().bind(('', {port}))"
+    done = HERE.run("/usr/bin/python3", "-c", code, cgroup=slice_, check=False)
+    return done.stderr.strip().rpartition("\n")[2].partition(":")[0]
+
+
+def packet_sockets(slice_=None) -> set[str]:
+    """How a process fares that asks for each kind of packet socket."""
+    found = set()
+    for kind in ("socket.AF_PACKET, socket.SOCK_RAW", "socket.AF_INET, 10"):
+        code = f"import socket; socket.socket({kind}, 0x300)"
+        done = HERE.run("/usr/bin/python3", "-c", code, cgroup=slice_, check=False)
+        found.add(done.stderr.strip().rpartition("\n")[2].partition(":")[0])
+    return found
+
+
+@pytest.mark.limit(600)
+def test_a_change_of_data_path_leaves_no_packet_unmarked_and_killed_leaves_the_old_one(
+    node, slices
+):
+    (node.base / "config" / "slices.toml").write_text(
+        f'[[slice]]\nname = "a"\ncgroups = ["{slices.a.rel}"]\ngrants = {{ ports = ["tcp/81"] }}\n'
+    )
+    nodes.up(node.paths, "nft")
+    rule = "-A POSTROUTING -p udp --dport 9 -m mark --mark"
+    for mark in ("0x0/0xffff", "0x100/0xffff"):
+        HERE.run("iptables-nft", "-t", "mangle", *rule.split(), mark)
+
+    def counted() -> list[int]:
+        text = HERE.run("iptables-nft-save", "-c", "-t", "mangle", env=rules.environment()).stdout
+        return [int(n) for n in re.findall(r"^\[(\d+):\d+\] -A POSTROUTING -p udp", text, re.M)]
+
+    send = (
+        "import socket, time\ns = socket.socket(2, 2)\n"
+        "while True: s.sendto(b'x', ('127.0.0.1', 9)); time.sleep(0.002)"
+    )
+    with HERE.popen("/usr/bin/python3", "-c", send, cgroup=slices.a) as sender:
+        try:
+            until(lambda: counted()[1] > 20, 60, what="it sends")
+            before = glance(node, "nft")[0]
+            for step in (2, 3):  # the rules of IPv4 are changed, and then those of IPv6
+                vnetbed.killed(node, "nft", step, "worker", "bpf")
+                until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+                assert glance(node, "nft")[0] == before
+                assert status.look(node.paths).datapath == "module"
+            for kind, loaded in (("bpf", False), ("module", True)):
+                assert nodes.up(node.paths, datapath=kind).datapath == kind
+                assert bound(slices.b) == "PermissionError"
+                assert packet_sockets(slices.b) == {"PermissionError"}  # by BPF LSM
+                assert packet_sockets() == {""}
+                many = counted()[1]
+                until(lambda n=many: counted()[1] > n + 20, 60, what="it goes on")
+                seen = status.look(node.paths)
+                assert (seen.datapath, seen.whole, module.loaded()) == (kind, True, loaded), seen
+        finally:
+            sender.kill()
+    assert counted()[0] == 0
+    assert bound(slices.a) == ""
 
 
 def test_what_somebody_breaks_is_told_and_mended(node, slices):
@@ -148,7 +228,7 @@ def test_what_somebody_breaks_is_told_and_mended(node, slices):
         "IPv6 (nft): INPUT does not jump to VNET-INPUT",
     ):
         assert words in seen.stdout
-    assert len(node.json("up")["done"]) == 3
+    assert len(node.json("up")["done"]) == 3, "the table, the sysctl, the rules of IPv6"
     assert status.look(node.paths).whole
 
 
@@ -182,7 +262,7 @@ def test_in_another_namespace_up_refuses_and_leaves_nothing(node):
         refused = elsewhere.vnet("up", check=False)
         assert refused.returncode == 1
         assert "initial" in refused.stderr
-        assert "mangle" not in other.run("nft", "list", "ruleset").stdout
+        assert "VNET" not in other.run("nft", "list", "ruleset").stdout
     assert node.fingerprint() == before
     assert not module.loaded()
 
