@@ -181,7 +181,7 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	u32 half = ct ? copyxid_half(ct, end) : 0;
 	u32 sender = copyxid_container(skb);
 
-	/* the mark becomes the receiver's; its sender was known by it till now */
+	/* the mark becomes the receiver's: the last that tells the sender */
 	if (sender && ct)
 		copyxid_record_container(state->net, ct, ctinfo, sender);
 	if (half && nf_ct_protonum(ct) != IPPROTO_UDP) {

@@ -3,7 +3,8 @@
  * A packet's owner goes into its half of ct->mark
  *
  * Called (but for containers) only when the half does not hold that owner
- * already, so once or twice in a connection's life. A half is empty, or somebody's:
+ * already, so once or twice in a connection's life. A half is empty, or
+ * somebody's:
  *
  *   empty		filled
  *   somebody else's	the newer owner takes it over, with an event for
