@@ -1,8 +1,12 @@
 """What ``make demo`` shows: each command above its output.
 
-Two slices on this host talk to a peer in a network namespace and are talked
-to; then the records are asked. Files go to a directory that is removed, the
-cgroups and the namespace too, and ``vnet down`` takes the rules away.
+Two slices talk to a peer in a network namespace and are talked to, one tries
+what it must not; then the records are asked. Run by tools/demo: here, in
+network and mount namespaces of its own (``demo.py bpf``), or in a guest, which
+is all its own (``demo.py auto``). Files go to a directory that is removed, the
+cgroups and the namespace too, and ``vnet down`` takes the rest away. The bpffs
+and /run are the mount namespace's: if this is killed they go all the same, and
+with them the eBPF programs.
 """
 
 import contextlib
@@ -54,6 +58,22 @@ PROGRAMS = {
             s.recv(2048)
         print("5 questions, 5 answers")
     """,
+    "bind.py": """
+        import socket, sys
+        try:
+            socket.socket().bind(("0.0.0.0", int(sys.argv[1])))
+        except OSError as error:
+            sys.exit(f"bind: {error.strerror}")
+        print("bound to port", sys.argv[1])
+    """,
+    "raw.py": """
+        import socket, sys
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        except OSError as error:
+            sys.exit(f"socket: {error.strerror}")
+        print("got a raw socket")
+    """,
     "index.html": "hello\n" * 2000,
 }
 
@@ -67,8 +87,11 @@ def in_cgroup(cgroup: Path, *argv: str) -> list[str]:
     return ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(cgroup), *argv]
 
 
-def show(*argv: str, cgroup: Path | None = None) -> None:
-    """Print a command (and the slice it runs in), run it, print what it says."""
+def show(*argv: str, cgroup: Path | None = None, fails: bool = False) -> None:
+    """Print a command (and the slice it runs in), run it, print what it says.
+
+    SystemExit if it fails, or does not although it must.
+    """
     print(f"{DIM}{cgroup.name if cgroup else ''}${PLAIN} {shlex.join(argv)}", flush=True)
     done = subprocess.run(
         in_cgroup(cgroup, *argv) if cgroup else argv,
@@ -77,7 +100,7 @@ def show(*argv: str, cgroup: Path | None = None) -> None:
         stderr=subprocess.STDOUT,
     )
     print(textwrap.indent(done.stdout.rstrip("\n"), "  "), flush=True)
-    if done.returncode:
+    if bool(done.returncode) is not fails:
         raise SystemExit(f"demo: that ended with exit code {done.returncode}")
 
 
@@ -164,7 +187,9 @@ def traffic(codeen: Path, coral: Path) -> None:
     show("python3", "fetch.py", f"http://{PEER4}/", cgroup=codeen)
     show("python3", "fetch.py", f"http://[{PEER6}]/", cgroup=codeen)
     show("ping", "-q", "-c", "3", "-i", "0.2", PEER4, cgroup=codeen)
-    say("coral asks the peer over UDP, and runs a web server that the peer fetches from")
+    say(
+        "coral asks the peer over UDP, and runs a web server on its port that the peer fetches from"
+    )
     show("python3", "ask.py", PEER4, cgroup=coral)
     show("python3", "ask.py", PEER6, cgroup=coral)
     server = start(*in_cgroup(coral, sys.executable, "web.py", "8080"))
@@ -187,39 +212,85 @@ def complaint() -> tuple[str, str]:
     return str(record["sport"]), record["start"]
 
 
-def tell(paths: dict[str, Path]) -> None:
-    say("1. Name two slices. Each gets a number, its xid, which is stable from now on")
-    for name, path in paths.items():
-        show("vnet", "slice", "add", name, "--cgroup", f"/{path.relative_to(cgroup_root())}")
+def refusals(codeen: Path) -> None:
+    """What codeen must not do."""
+    say("5. codeen wants coral's port, and a raw socket, which it has no grant for")
+    show("python3", "bind.py", "8080", cgroup=codeen, fails=True)
+    show("python3", "raw.py", cgroup=codeen, fails=True)
+    wait_for("sh", "-c", "vnet events --kind raw | grep -q codeen")
+    show("vnet", "events")
+
+
+def tell(paths: dict[str, Path], datapath: str) -> None:
+    below = {name: f"/{path.relative_to(cgroup_root())}" for name, path in paths.items()}
+    say(
+        "1. Name two slices. Each gets a number, its xid, which is stable from now on. Coral also "
+        "gets a port that nobody else may use"
+    )
+    show("vnet", "slice", "add", "codeen", "--cgroup", below["codeen"])
+    show("vnet", "slice", "add", "coral", "--cgroup", below["coral"], "--port", "tcp/8080")
     show("vnet", "slice", "ls")
-    say("2. Node init: the module's table, the sysctls, the rules; all of it or nothing")
-    show("vnet", "up")
+    say("2. Node init: the marks, the guard, the sysctls, the rules; all of it or nothing")
+    show("vnet", "up", "--datapath", datapath)
     say("3. The collector: connection tracking's events become flow records")
-    print(f"{DIM}${PLAIN} netflow collect &", flush=True)
-    collector = start("netflow", "collect")
+    print(f"{DIM}${PLAIN} vnet watch & netflow collect &", flush=True)
+    background = [start("vnet", "watch"), start("netflow", "collect")]
     try:
         wait_for("netflow", "status")
         say("4. Real traffic")
         traffic(paths["codeen"], paths["coral"])
+        refusals(paths["codeen"])
         show("vnet", "status")
-        say("5. Who used the network?")
+        say("6. Who used the network?")
         show("netflow", "top")
-        say("6. What did codeen do?")
+        say("7. What did codeen do?")
         show("netflow", "query", "--slice", "codeen")
         port, at = complaint()
         say(
-            f"7. A complaint comes in: '{at}: your address {NODE4}, port {port}, fetched from "
+            f"8. A complaint comes in: '{at}: your address {NODE4}, port {port}, fetched from "
             f"{PEER4}, port 80.' Who sent this?"
         )
         show("netflow", "query", "--dst", PEER4, "--dport", "80", "--sport", port, "--at", at)
     finally:
-        stop(collector)
+        stop(*background)
+
+
+def own_house() -> None:
+    """Have a loopback, a bpffs and a /run that nobody else sees."""
+    quiet("ip", "link", "set", "lo", "up")
+    quiet("mount", "-t", "tmpfs", "tmpfs", "/run")
+    Path("/run/netns").mkdir()
+    quiet("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+
+
+def lacking() -> str:
+    """What the module-free data path lacks here; asked in namespaces of its own."""
+    from vnet.errors import VnetError
+
+    from vnet import bpf, choice
+
+    own_house()
+    if missing := bpf.lacking():
+        return "; ".join(missing)
+    try:
+        cgroup_root()
+        choice.probe("bpf", "nft")
+    except (VnetError, SystemExit) as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def main() -> None:
+    where = sys.argv[1]
+    if where == "lacking":
+        raise SystemExit(lacking() or 0)
+    if where == "bpf":
+        own_house()
     with tempfile.TemporaryDirectory(prefix="vnet-demo-") as files:
         for name, text in PROGRAMS.items():
             Path(files, name).write_text(textwrap.dedent(text))
+        # Only the kernel says whether packet sockets can be refused, too.
+        Path(files, "vnet.toml").write_text('[guard]\npacket_sockets = "unguarded"\n')
         os.environ.update(
             PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             VNET_CONFIG_DIR=f"{files}/slices.d",
@@ -229,11 +300,13 @@ def main() -> None:
             NETFLOW_SOCKET=f"{files}/query.sock",
         )
         os.chdir(files)
+        # As Debian has it: without, ping needs a raw socket.
+        quiet("sysctl", "-w", "net.ipv4.ping_group_range=0 2147483647")
         with cgroups() as paths, peer():
             try:
-                tell(paths)
+                tell(paths, where)
             finally:
-                say("8. Everything of ours goes away again")
+                say("9. Everything of ours goes away again")
                 show("vnet", "down")
 
 
