@@ -1,5 +1,6 @@
 """The module-free data path on the host's kernel: whose each packet and each record is."""
 
+import parity_traffic
 import pytest
 from parity import Case, check, parametrize
 from testbed import net
@@ -21,3 +22,14 @@ def bed(request, tmp_path_factory):
 @parametrize()
 def test_each_packet_and_each_record_has_its_owner(bed: Thread, case: Case, family: int):
     check(bed, case, family)
+
+
+def test_the_rules_count_packets_by_reason(bed: Thread):
+    before = bed.node.json("status")["counters"]
+    parity_traffic.sender(bed, 4, connected=True)  # three questions, three answers
+    parity_traffic.reset_of_nobody(bed, 4)
+    after = bed.node.json("status")["counters"]
+    gained = {name: after[name] - before[name] for name in after}
+    assert (gained["out-socket"], gained["in-lookup"], gained["filled"]) == (3, 3, 1)
+    assert gained["no-socket"] >= 2  # the SYN, and the kernel's RST
+    assert (gained["conflict"], gained["intrusion"]) == (0, 0)

@@ -53,6 +53,8 @@ DIFFERENCES: dict[DataPath, tuple[str, ...]] = {
         "unless their port is reserved to its slice: a match cannot look up who else is there",
         "two CPUs that write the halves of one connection at the same moment may lose one, "
         "which the next packet writes again: CONNMARK does not write atomically",
+        "where the guard only observes, a packet with a forged mark has its connection's owner, or "
+        "none: a match cannot put the socket's own mark back",
     ),
 }
 
