@@ -4,35 +4,20 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from vnet import bpf, cgroups, choice, config, guard, marks, module, nodeconfig, rules
-from vnet import state as states
+from vnet import doctor_host, marks, rules, sysctls
 from vnet.datapath import OURS, Family
-from vnet.errors import ConfigError, ModuleError, NodeError, VnetError
+from vnet.errors import VnetError
+from vnet.findings import Finding
 from vnet.paths import Paths
-
-#: A connection that finds no place in the table is not tracked, and is dropped.
-_NEARLY_FULL = 0.8
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found. ``problem``: something is attributed wrongly or not at all."""
-
-    id: str
-    level: Literal["problem", "advice"]
-    what: str
-    why: str
-    cure: str
 
 
 def examine(paths: Paths) -> list[Finding]:
     """All findings, problems first. Changes nothing."""
     found: list[Finding] = []
-    for examination in (_data_path, _foreign, _cgroups, _config, _conntrack, _plugin, _node):
+    for examination in doctor_host.EXAMINATIONS:
         found += examination(paths)
     if os.geteuid() == 0:
         found += _rules()
@@ -47,211 +32,6 @@ def examine(paths: Paths) -> list[Finding]:
             )
         )
     return sorted(found, key=lambda finding: finding.level != "problem")
-
-
-def _data_path(paths: Paths) -> Iterator[Finding]:
-    """The module, and what stands in for it; the guard's own needs."""
-    lacking = bpf.lacking() if os.geteuid() == 0 else []
-    for what in lacking:
-        yield Finding(
-            "guard-missing",
-            "problem",
-            f"the eBPF programs cannot run here: {what}",
-            "without them there is no guard, and `vnet up` refuses",
-            "a kernel from 6.1 on with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, and root",
-        )
-    try:
-        module.loadable()
-    except ModuleError as error:
-        yield Finding(
-            "module-missing",
-            "problem" if lacking else "advice",
-            error.message,
-            "without the module packets are marked by stock rules and eBPF (data path bpf), which "
-            "cost more; `vnet status` says what else differs",
-            error.cure,
-        )
-    if os.geteuid() == 0 and (why := bpf.lsm_lacking()):
-        unguarded = nodeconfig.load(paths.node_config).packet_sockets == "unguarded"
-        yield Finding(
-            "packet-sockets",
-            "advice" if unguarded else "problem",
-            f"packet sockets cannot be refused: {why}",
-            "a slice whose processes have CAP_NET_RAW can read and send every packet by AF_PACKET, "
-            "AF_XDP or SOCK_PACKET"
-            + ("" if unguarded else "; `vnet up` refuses unless that is accepted"),
-            choice.packet_cure(paths.node_config),
-        )
-    if not bpf.is_bpffs(paths.bpf_dir):
-        yield Finding(
-            "no-bpffs",
-            "advice",
-            f"{paths.bpf_dir} is not on a bpffs",
-            "the eBPF programs are kept there; `vnet up` mounts one on /sys/fs/bpf",
-            "mount -t bpf bpf /sys/fs/bpf",
-        )
-    if module.loaded():
-        return
-    if module.secure_boot() or module.signatures_enforced():
-        yield Finding(
-            "secure-boot",
-            "advice",
-            "Secure Boot (or a kernel lockdown) is on",
-            "the kernel then loads only modules signed with a key it trusts, and one you have "
-            "built is not, unless DKMS signed it with an enrolled key",
-            "mokutil --import /var/lib/dkms/mok.pub, reboot and enroll; check with "
-            "`modinfo -F signer xt_copyxid`",
-        )
-
-
-def _foreign(paths: Paths) -> Iterator[Finding]:
-    """Programs and settings of others that the guard and the marks meet."""
-    if _is_on(Path("/proc/sys/net/ipv4/tcp_fwmark_accept")):
-        yield Finding(
-            "fwmark-accept",
-            "problem",
-            "net.ipv4.tcp_fwmark_accept is on",
-            "an accepted socket then takes the mark of the packet that opened it, whatever slice "
-            "the listener is of, and the guard drops what it sends",
-            "sysctl -w net.ipv4.tcp_fwmark_accept=0",
-        )
-    state = states.load(paths.state)
-    if os.geteuid() != 0 or state is None:
-        return
-    for what in bpf.healthy(Path(state.instance), state.packet_sockets == "guarded"):
-        yield Finding(
-            "guard-broken",
-            "problem",
-            what,
-            "what that program refuses or marks is refused or marked no more",
-            "vnet up; and find who detached it",
-        )
-
-
-def _cgroups(_paths: Paths) -> Iterator[Finding]:
-    try:
-        root = cgroups.v2_root()
-    except NodeError as error:
-        yield Finding(
-            "no-cgroup2", "problem", error.message, "no slice can be recognised", error.cure
-        )
-        return
-    if cgroups.is_hybrid(root):
-        yield Finding(
-            "hybrid-cgroups",
-            "advice",
-            f"cgroup v2 is at {root}, beside v1 hierarchies",
-            "vnet goes by v2 and works; nft's `socket cgroupv2` and other tools look under "
-            "/sys/fs/cgroup, and a container manager may place its processes in v1 only, "
-            "outside every slice",
-            "boot with systemd.unified_cgroup_hierarchy=1; else see that each slice's processes "
-            "show up in its cgroup.procs under that directory",
-        )
-
-
-def _config(paths: Paths) -> Iterator[Finding]:
-    try:
-        slices = config.load(paths.config_dir)
-        nodeconfig.load(paths.node_config)
-        root = cgroups.v2_root()
-    except ConfigError as error:
-        yield Finding(
-            "config",
-            "problem",
-            error.message,
-            "`vnet up` refuses until every file is right",
-            "correct the line",
-        )
-        return
-    except NodeError:
-        return
-    missing = [
-        f"{path} (slice {item.name})"
-        for item in slices
-        for path in item.cgroups
-        if cgroups.cgroup_id(root, path) is None
-    ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        yield Finding(
-            "cgroup-missing",
-            "advice",
-            f"cgroups that do not exist: {', '.join(missing[:5])}{more}",
-            "nothing is marked for them until they do; `vnet watch` notices when they appear",
-            "start their units, or correct the paths; `systemctl start vnet-watch` if it is not "
-            "running",
-        )
-
-
-def _conntrack(paths: Paths) -> Iterator[Finding]:
-    folder = Path("/proc/sys/net/netfilter")
-    up = paths.state.exists()
-    try:
-        count = int((folder / "nf_conntrack_count").read_text())
-        room = int((folder / "nf_conntrack_max").read_text())
-        accounts = (folder / "nf_conntrack_acct").read_text().strip() == "1"
-    except FileNotFoundError:
-        if up:
-            yield Finding(
-                "no-conntrack",
-                "problem",
-                "connection tracking is not loaded",
-                "packets without a socket (TIME_WAIT, ICMP errors) cannot be attributed, and "
-                "there is nothing to account",
-                "modprobe nf_conntrack, then `vnet up`",
-            )
-        return
-    if count > room * _NEARLY_FULL:
-        yield Finding(
-            "conntrack-full",
-            "problem",
-            f"the connection table is nearly full: {count} of {room}",
-            "what finds no place is dropped, and never accounted",
-            f"sysctl -w net.netfilter.nf_conntrack_max={room * 2}",
-        )
-    if up and not accounts:
-        yield Finding(
-            "conntrack-acct",
-            "problem",
-            "net.netfilter.nf_conntrack_acct is off",
-            "new connections are tracked without packets and bytes",
-            "vnet up; and find who switched it off (grep -r nf_conntrack_acct /etc/sysctl.d)",
-        )
-
-
-def _plugin(_paths: Paths) -> Iterator[Finding]:
-    try:
-        module.loadable()
-    except ModuleError:
-        return  # then no rule of ours says --copy-xid
-    directories = rules.system_directories()
-    for directory in directories:
-        plugin = directory / "libxt_MARK.so"
-        if plugin.exists():
-            if rules.is_ours(plugin):
-                return
-            break
-    target = directories[0] if directories else Path("/usr/lib/xtables")
-    yield Finding(
-        "plugin-not-system-wide",
-        "advice",
-        f"the system's libxt_MARK.so in {target} does not know --copy-xid",
-        "while our rules are in place, others' `iptables-save` and `iptables -S` stop at them "
-        "half-way, and what they restore later may lack rules",
-        f"dpkg-divert --local --rename --add {target}/libxt_MARK.so && "
-        f"install -m 644 {rules.PLUGIN} {target}/",
-    )
-
-
-def _node(paths: Paths) -> Iterator[Finding]:
-    if paths.journal.exists() and not guard.busy(paths):
-        yield Finding(
-            "half-done",
-            "problem",
-            "an `up` was killed half-way, and what it did is still there",
-            "some packets may be marked and others not",
-            "vnet up, or vnet down: either undoes it first",
-        )
 
 
 def _rules() -> Iterator[Finding]:
@@ -344,7 +124,7 @@ def _routing() -> Iterator[Finding]:
     switches = [
         key
         for key in ("ipv4/fwmark_reflect", "ipv4/tcp_fwmark_accept", "ipv6/fwmark_reflect")
-        if _is_on(Path("/proc/sys/net", key))
+        if sysctls.is_on(Path("/proc/sys/net", key))
     ]
     found = [
         line.strip() for family in ("-4", "-6") for line in _ip_rules(family) if _low_fwmark(line)
@@ -358,13 +138,6 @@ def _routing() -> Iterator[Finding]:
             "answer, which is the owner, and may then be routed by it",
             "let the routing rules use the upper half with a mask: fwmark 0x10000/0x10000",
         )
-
-
-def _is_on(path: Path) -> bool:
-    try:
-        return path.read_text().strip() != "0"
-    except OSError:
-        return False
 
 
 def _ip_rules(family: str) -> list[str]:

@@ -65,6 +65,14 @@ def restore(old: Mapping[str, str]) -> list[str]:
     return put_back
 
 
+def is_on(path: Path) -> bool:
+    """Whether a setting (its file) is there and not 0."""
+    try:
+        return path.read_text().strip() != "0"
+    except OSError:
+        return False
+
+
 # -- ports that the kernel never picks by itself ------------------------------
 
 #: A socket that connects, sends or listens without bind gets a port from

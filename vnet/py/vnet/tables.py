@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vnet.doctor import Finding
+    from vnet.findings import Finding
     from vnet.node import Outcome
     from vnet.registry import Tenure
     from vnet.status import Status
