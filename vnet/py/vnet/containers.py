@@ -60,7 +60,7 @@ def prepare() -> None:
     net/netfilter/nf_conntrack_bpf.c), and are loaded without where it is not
     there yet. No error: it may be built in, or cannot be had; then rules fail.
     """
-    if not Path("/proc/sys/net/netfilter").exists():
+    if not Path("/proc/sys/net/netfilter/nf_conntrack_count").exists():
         with suppress(FileNotFoundError):
             subprocess.run(
                 ["modprobe", "--quiet", "nf_conntrack"],
