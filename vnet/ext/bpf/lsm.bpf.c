@@ -60,6 +60,21 @@ struct task_struct___arm64 {
 #define TS_COMPAT	(1 << 1)	/* arch/x86/include/asm/thread_info.h */
 #define TIF_32BIT	22		/* arch/arm64/include/asm/thread_info.h */
 
+/*
+ * 0 or -error, by a branch: of anything computed from `refused` the verifier
+ * of 6.12, which asks, does not see that it is no positive number.
+ */
+static __always_inline int result(bool refused, int error)
+{
+	int r = 0;
+
+	if (refused) {
+		r = -error;
+		asm volatile("" : "+r"(r));
+	}
+	return r;
+}
+
 /* Where the socket would be made: in the v2 cgroup of this thread. */
 static __always_inline __u32 xid_of_current(struct policy p)
 {
@@ -105,7 +120,7 @@ int vnet_lsm_socket_create(unsigned long long *ctx)
 	event.type = type;
 	event.proto = protocol;
 	by_process(&event);
-	return refuse(p, &event) ? -error : 0;
+	return result(refuse(p, &event), error);
 }
 
 /* sockaddr_in, and the start of sockaddr_in6: family, port, address */
@@ -172,7 +187,8 @@ int vnet_lsm_socket_bind(unsigned long long *ctx)
 
 	if (!sk || !is_sctp(sk))
 		return 0;
-	return may_bind_sctp(sk, plain((void *)ctx[1]), &length) ? 0 : -EACCES;
+	return result(!may_bind_sctp(sk, plain((void *)ctx[1]), &length),
+		      EACCES);
 }
 
 /* sctp_bindx(3) is a setsockopt, with addresses one behind the other. */
