@@ -29,6 +29,7 @@ lxc.rootfs.path = dir:{base}/rootfs
 lxc.init.cmd = /bin/httpd -f -p 80 -h /
 lxc.mount.auto = proc:mixed
 lxc.autodev = 1
+lxc.apparmor.profile = unconfined
 lxc.cgroup.dir.container = {name}/container
 lxc.cgroup.dir.monitor = {name}/monitor
 lxc.cgroup.dir.monitor.pivot = {name}/pivot
