@@ -202,7 +202,7 @@ def test_a_change_of_data_path_leaves_no_packet_unmarked_and_killed_leaves_the_o
             for kind, loaded in (("bpf", False), ("module", True)):
                 assert nodes.up(node.paths, datapath=kind).datapath == kind
                 assert bound(slices.b) == "PermissionError"
-                assert packet_sockets(slices.b) == {"PermissionError"}  # by BPF LSM
+                assert packet_sockets(slices.a) == {"PermissionError"}  # by BPF LSM
                 assert packet_sockets() == {""}
                 many = counted()[1]
                 until(lambda n=many: counted()[1] > n + 20, 60, what="it goes on")
