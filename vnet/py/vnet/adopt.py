@@ -9,8 +9,10 @@ and takes the xid of a slice that is no more off the sockets that are left.
 Out of reach are sockets that no process holds in its own table of files:
 connections that wait to be accepted (they carry their listener's mark as it
 was when they came), sockets on their way through a UNIX socket, in io_uring's
-table only or in a thread's own table, and orphans (FIN_WAIT, TIME_WAIT). Their
-packets have the owner that their connection's half names.
+table only or in a thread's own table, and orphans (FIN_WAIT, TIME_WAIT). Of
+these, packets of TCP connections have the owner that the connection's half
+names; the others are stopped by the guard (vnet_gate), since their mark is not
+their socket's slice's.
 """
 
 import errno
