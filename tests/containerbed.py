@@ -156,6 +156,9 @@ def _connect(
             rule = ("POSTROUTING", "-o", outside.a_if, "-j", "MASQUERADE")
             node.run(tool, "-t", "nat", "-A", *rule)
             stack.callback(node.run, tool, "-t", "nat", "-D", *rule, check=False)
+    for ns, link in inside.items():
+        # On one bridge the node would tell them to go round it; IPv6 has no send_redirects.
+        ns.sysctl(**{f"net__ipv6__conf__{link.b_if}__accept_redirects": 0})
     for ns, link in [(out, Link(outside.a4, "", outside.a6, "", "", "")), *inside.items()]:
         for family, via in ((4, link.a4), (6, link.a6)):
             ns.run("ip", f"-{family}", "route", "add", "default", "via", via)
