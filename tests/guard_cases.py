@@ -250,6 +250,15 @@ def its_connection(kind: int) -> Callable[[World], Steps]:
     return steps
 
 
+def icmp_error(w: World, kind: tuple[int, int], rest: bytes) -> bytes:
+    """An ICMP error with its checksum: NAT drops one about a connection if it is wrong."""
+    body = struct.pack(">BBHI", *kind, 0, 0) + rest
+    # RFC 8200, 8.1: the sum of ICMPv6 covers a pseudo header, too
+    pseudo = pton(w.here) + pton(w.there) + struct.pack(">II", len(body), w.icmp)
+    found = total(body if w.family == 4 else pseudo + body)
+    return body[:2] + struct.pack(">H", found) + body[4:]
+
+
 def unreachable(w: World) -> bytes:
     """A port unreachable about what the peer answered to a's connection."""
     back = struct.pack(">HHHH", SINK, CONNECTION, 8 + len(w.token), 0) + w.token
@@ -257,14 +266,12 @@ def unreachable(w: World) -> bytes:
     quoted = ip(swapped, UDP, back)
     if w.family == 4:  # the kernel fills this in only for the outer header
         quoted = quoted[:10] + struct.pack(">H", total(quoted[:20])) + quoted[12:]
-    body = struct.pack(">BBHI", *((3, 3) if w.family == 4 else (1, 4)), 0, 0) + quoted
-    return ip(w, w.icmp, body[:2] + struct.pack(">H", total(body)) + body[4:])
+    return ip(w, w.icmp, icmp_error(w, (3, 3) if w.family == 4 else (1, 4), quoted))
 
 
 def redirect(w: World) -> bytes:
     """An ICMP redirect about no connection in particular."""
-    body = struct.pack(">BBHI", *((5, 1) if w.family == 4 else (137, 0)), 0, 0) + w.token
-    return ip(w, w.icmp, body[:2] + struct.pack(">H", total(body)) + body[4:])
+    return ip(w, w.icmp, icmp_error(w, (5, 1) if w.family == 4 else (137, 0), w.token))
 
 
 def packet_socket(family: int | str, kind: int | str, proto: int):
