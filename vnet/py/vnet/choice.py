@@ -112,9 +112,10 @@ def probe(kind: DataPath, variant: Variant) -> None:
     """
     for family in rules.families():
         chains = datapath.wanted(kind, Path("/"), family)
-        # Reading a legacy table makes it: one that is there already serves as well.
+        # Reading a legacy table makes it: one that is there already serves as
+        # well, but nat, in which iptables does not allow DROP.
         there = rules.legacy_tables(family) if variant == "legacy" else []
-        table = next(iter(there), "mangle")
+        table = next((name for name in there if name in ("raw", "mangle", "filter")), "mangle")
         lines = [f"*{table}", *(f":{chain.name} - [0:0]" for chain in chains)]
         for chain in chains:
             lines += [f"-A {chain.name} {rule}" for rule in _stand_in(chain.rules)]
