@@ -13,6 +13,8 @@
 #include "mark.h"
 #include "bind.h"
 #include "gate.h"
+#include "spoof.h"
+#include "join.h"
 #include "ingress.h"
 #include "path.h"
 

@@ -22,12 +22,19 @@
 #define AF_INET6	10
 #define AF_PACKET	17
 #define AF_XDP		44
+#define SOL_IP		0
+#define SOL_IPV6	41
 #define SOL_SOCKET	1
+#define IP_RECVERR	11
+#define IPV6_RECVERR	25
 #define SO_MARK		36
 #define SOCK_RAW	3
 #define SOCK_PACKET	10
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP	262
+#endif
+#ifndef IPPROTO_SMC
+#define IPPROTO_SMC	256	/* 6.11: d25a92ccae6b */
 #endif
 #ifndef IPPROTO_ICMPV6
 #define IPPROTO_ICMPV6	58	/* linux/in6.h needs more than it is worth */
@@ -56,6 +63,16 @@ struct sock_cgroup_data {
 struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+} CO_RE;
+
+struct net___cookie {
+	__u64 net_cookie;
+} CO_RE;
+
+struct sock_common___net {
+	struct {
+		struct net___cookie *net;
+	} skc_net;
 } CO_RE;
 
 struct sock {
@@ -91,6 +108,7 @@ struct nf_conn {
 struct sk_buff {
 	unsigned long _nfct;	/* struct nf_conn *, ctinfo in the low 3 bits */
 	struct sock *sk;
+	unsigned char *data;	/* the IP header, where iptables' matches run */
 } CO_RE;
 
 /*

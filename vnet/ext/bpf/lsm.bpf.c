@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What has no cgroup hook: packet sockets, SCTP's own bind, and SO_MARK of
- * 32-bit programs
+ * What has no cgroup hook: other families than IPv4 and IPv6, protocols that
+ * bind by themselves, and SO_MARK of 32-bit programs
  *
  * Only where the kernel runs BPF LSM programs. The maps are those of
  * base.bpf.o; the loader puts them in place of these.
@@ -9,8 +9,14 @@
 #include "events.h"
 #include "reserved.h"
 
+#define AF_UNIX		1
+#define AF_KEY		15
+#define AF_NETLINK	16
 #define AF_RDS		21
+#define AF_TIPC		30
 #define AF_RXRPC	33
+#define AF_ALG		38
+#define AF_VSOCK	40
 #define AF_SMC		43
 #define EPERM		1
 #define EAFNOSUPPORT	97
@@ -31,14 +37,12 @@ struct socket {
 	struct sock *sk;
 } CO_RE;
 
-struct net___cookie {
-	__u64 net_cookie;
+struct proto {
+	void *bind;
 } CO_RE;
 
-struct sock_common___net {
-	struct {
-		struct net___cookie *net;
-	} skc_net;
+struct sock_common___prot {
+	struct proto *skc_prot;
 } CO_RE;
 
 struct thread_info___x86 {
@@ -84,9 +88,10 @@ static __always_inline __u32 xid_of_current(struct policy p)
 }
 
 /*
- * (AF_INET, SOCK_PACKET) comes here as AF_PACKET. SMC, RxRPC and RDS, like
- * MPTCP, speak through sockets that the kernel makes for itself: what they
- * send would be nobody's.
+ * What the others send passes no IP hook, and so has no owner: frames of
+ * packet sockets ((AF_INET, SOCK_PACKET) comes here as AF_PACKET), of LLC and,
+ * without any capability, of PPPoE. SMC, RxRPC, RDS and TIPC, like MPTCP, speak
+ * through sockets that the kernel makes for itself.
  */
 SEC("lsm/socket_create")
 int vnet_lsm_socket_create(unsigned long long *ctx)
@@ -99,18 +104,23 @@ int vnet_lsm_socket_create(unsigned long long *ctx)
 	if (kern)
 		return 0;
 	switch (family) {
-	case AF_PACKET:
-	case AF_XDP:
-		event.kind = VNET_KIND_PACKET;
-		break;
+	case AF_INET:
+	case AF_INET6:
+	case AF_UNIX:		/* these leave the host by none of its interfaces */
+	case AF_KEY:
+	case AF_NETLINK:
+	case AF_ALG:
+	case AF_VSOCK:
+		return 0;
 	case AF_RDS:
+	case AF_TIPC:
 	case AF_RXRPC:
 	case AF_SMC:
 		event.kind = VNET_KIND_MPTCP;
 		error = EAFNOSUPPORT;
 		break;
 	default:
-		return 0;
+		event.kind = VNET_KIND_PACKET;
 	}
 	event.xid = xid_of_current(p);
 	if (!event.xid || (event.kind == VNET_KIND_PACKET &&
@@ -124,28 +134,35 @@ int vnet_lsm_socket_create(unsigned long long *ctx)
 }
 
 /* sockaddr_in, and the start of sockaddr_in6: family, port, address */
-struct sctp_address {
+struct bind_address {
 	__u16 family;
 	__be16 port;
 	__be32 v4;		/* v6: the flow label */
 	struct vnet_address v6;
 };
 
-/* One address that an SCTP socket binds to, already in kernel memory. */
-static __always_inline bool may_bind_sctp(struct sock *sk, const void *from,
-					  __u32 *length)
+/*
+ * One address that a socket binds to, already in kernel memory. raw_bind()
+ * does not look at its family, SCTP takes either.
+ */
+static __always_inline bool may_bind(struct sock *sk, const void *from,
+				     __u32 *length)
 {
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u16 protocol = BPF_CORE_READ(sk, sk_protocol);
 	struct sock_common___net *common = (void *)sk;
 	struct policy p = in_force();
 	struct vnet_facts *f = facts_of(p);
-	struct sctp_address address = { };
+	struct bind_address address = { };
 	struct vnet_event event = { };
 	struct vnet_address addr;
 
 	*length = 16;
 	if (bpf_probe_read_kernel(&address, 8, from))
 		return true;
-	if (address.family == AF_INET6) {
+	if (protocol == IPPROTO_SCTP)
+		family = address.family;
+	if (family == AF_INET6) {
 		*length = 28;
 		bpf_probe_read_kernel(&address.v6, sizeof(address.v6),
 				      from + 8);
@@ -157,25 +174,32 @@ static __always_inline bool may_bind_sctp(struct sock *sk, const void *from,
 		  f->netns_cookie)
 		return true;
 	event.xid = xid_of_sk(p, sk);
-	event.sport = bpf_ntohs(address.port);
-	event.kind = reserved_to_another(p, f, IPPROTO_SCTP, event.sport, &addr,
+	/* else a ping socket's id, or nothing */
+	if (protocol == IPPROTO_SCTP)
+		event.sport = bpf_ntohs(address.port);
+	event.kind = reserved_to_another(p, f, protocol, event.sport, &addr,
 					 event.xid, &event.owner);
 	if (event.kind == VNET_KIND_NONE)
 		return true;
-	event.family = address.family;
+	event.family = family;
 	event.type = BPF_CORE_READ(sk, sk_type);
-	event.proto = IPPROTO_SCTP;
+	event.proto = protocol;
 	__builtin_memcpy(event.saddr, &addr, sizeof(event.saddr));
 	by_process(&event);
 	return !refuse(p, &event);
 }
 
-static __always_inline bool is_sctp(struct sock *sk)
+/*
+ * SCTP, raw, ping and L2TP sockets: inet_bind() leaves it to them before it
+ * asks a cgroup program.
+ */
+static __always_inline bool binds_by_itself(struct sock *sk)
 {
+	struct sock_common___prot *common = (void *)sk;
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
 	return (family == AF_INET || family == AF_INET6) &&
-	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_SCTP;
+	       BPF_CORE_READ(common, skc_prot, bind);
 }
 
 SEC("lsm/socket_bind")
@@ -185,9 +209,9 @@ int vnet_lsm_socket_bind(unsigned long long *ctx)
 	struct sock *sk = BPF_CORE_READ(socket, sk);
 	__u32 length;
 
-	if (!sk || !is_sctp(sk))
+	if (!sk || !binds_by_itself(sk))
 		return 0;
-	return result(!may_bind_sctp(sk, plain((void *)ctx[1]), &length),
+	return result(!may_bind(sk, plain((void *)ctx[1]), &length),
 		      EACCES);
 }
 
@@ -204,7 +228,7 @@ int vnet_lsm_sctp_bindx(unsigned long long *ctx)
 	for (int n = 0; n < BINDX_MAX && left >= 16; n++) {
 		__u32 length;
 
-		if (!may_bind_sctp(sk, from, &length))
+		if (!may_bind(sk, from, &length))
 			return -EACCES;
 		from += length;
 		left -= length;

@@ -39,6 +39,7 @@ struct packet {
 	__u32 state;		/* enum packet_state */
 	__u16 sport;		/* host order; ICMP: type and code */
 	__u16 dport;		/* ICMP: id of an echo */
+	__u32 echo;		/* ICMP: checksum; below it an echo's number */
 	__u8 family;
 	__u8 proto;
 };
@@ -57,7 +58,9 @@ struct ip4_header {
 	__be32 daddr;
 };
 
-#define IP6_NEXT	6	/* positions in the fixed header */
+#define IP4_PROTOCOL	9	/* positions in the fixed headers */
+#define IP4_SOURCE	12
+#define IP6_NEXT	6
 #define IP6_ADDRESSES	8
 #define IP6_LENGTH	40
 
@@ -137,7 +140,7 @@ static __always_inline __u32 read_ip6(struct __sk_buff *skb, struct packet *pkt,
 static __noinline __u32 read_packet(struct __sk_buff *skb, struct packet *pkt)
 {
 	__u32 protocol = skb->protocol, transport = 0, state;
-	__be16 word[3];
+	__be16 word[4];
 
 	__builtin_memset(pkt, 0, sizeof(*pkt));
 	if (protocol == bpf_htons(ETH_P_IP)) {
@@ -157,13 +160,14 @@ static __noinline __u32 read_packet(struct __sk_buff *skb, struct packet *pkt)
 		pkt->sport = bpf_ntohs(word[0]);
 		pkt->dport = bpf_ntohs(word[1]);
 	} else if (pkt->proto == IPPROTO_ICMP || pkt->proto == IPPROTO_ICMPV6) {
-		/* type and code; checksum; the id, where it is an echo */
-		if (bpf_skb_load_bytes(skb, transport, word, 6)) {
+		/* type and code; checksum; id and number of an echo */
+		if (bpf_skb_load_bytes(skb, transport, word, 8)) {
 			state = PACKET_SHORT;
 			goto out;
 		}
 		pkt->sport = bpf_ntohs(word[0]);
 		pkt->dport = bpf_ntohs(word[2]);
+		pkt->echo = bpf_ntohs(word[1]) << 16 | bpf_ntohs(word[3]);
 	}
 out:
 	pkt->state = state;

@@ -10,53 +10,9 @@
 #ifndef _VNET_PATH_H
 #define _VNET_PATH_H
 
-#include "gate.h"
+#include "join.h"
 
 #define SOCK_STREAM		1
-
-union nf_conntrack_man_proto___path {
-	__be16 all;
-} CO_RE;
-
-struct nf_conntrack_man___path {
-	union nf_conntrack_man_proto___path u;
-} CO_RE;
-
-struct nf_conntrack_tuple___path {
-	struct nf_conntrack_man___path src;
-	struct {
-		__u8 protonum;
-	} dst;
-} CO_RE;
-
-struct nf_conntrack_tuple_hash___path {
-	struct nf_conntrack_tuple___path tuple;
-} CO_RE;
-
-struct nf_conn___path {
-	struct nf_conntrack_tuple_hash___path tuplehash[2];
-} CO_RE;
-
-struct inet_sock___path {
-	__be16 inet_sport;
-} CO_RE;
-
-/* A packet's connection, and the direction it travels in. */
-struct conn {
-	struct nf_conn *ct;	/* NULL: none */
-	bool reply;
-};
-
-static __always_inline struct conn conn_of(struct sk_buff *skb)
-{
-	unsigned long nfct = BPF_CORE_READ(skb, _nfct);
-	struct conn c = {
-		.ct = (void *)(nfct & ~NFCT_INFOMASK),
-		.reply = (nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY,
-	};
-
-	return c;
-}
 
 /* The owner of the end whose own packets travel in this direction. */
 static __always_inline __u32 half_of(struct conn c, bool reply)
@@ -68,36 +24,97 @@ static __always_inline __u32 half_of(struct conn c, bool reply)
 }
 
 /*
- * POSTROUTING: the packet is a slice's, and its connection says so already.
- * That is so for nearly every packet of a slice's, so this is asked first.
+ * Whether the connection names xid as the owner of the end that sends in this
+ * packet's direction, or that receives.
+ */
+static __always_inline bool names(struct __sk_buff *ctx, bool receiver,
+				  __u32 xid)
+{
+	struct conn c;
+	__u32 mark;
+
+	if (CAN_CAST) {
+		unsigned long nfct = typed(struct sk_buff, ctx)->_nfct;
+
+		if (!(nfct & ~NFCT_INFOMASK))
+			return false;
+		mark = typed_u32((void *)(nfct & ~NFCT_INFOMASK) +
+				 bpf_core_field_offset(struct nf_conn, mark));
+		if (((nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY) != receiver)
+			mark >>= 16;
+		return (mark & VNET_XID_MASK) == xid;
+	}
+	c = conn_of(plain(ctx));
+	return c.ct && half_of(c, c.reply != receiver) == xid;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VNET_SETTLED_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} settled SEC(".maps");
+
+static __always_inline void count_settled(__u32 which)
+{
+	__u64 *packets = bpf_map_lookup_elem(&settled, &which);
+
+	if (packets)
+		__sync_fetch_and_add(packets, 1);
+}
+
+/*
+ * POSTROUTING: 0 if the packet is a slice's, and its connection says so
+ * already. That is so for nearly every packet of a slice's, so this is asked
+ * first, and no rule stands before it.
  */
 SEC("socket")
-int vnet_settled(struct __sk_buff *ctx)
+int vnet_unsettled(struct __sk_buff *ctx)
 {
 	__u32 xid = ctx->mark & VNET_XID_MASK;
-	struct conn c;
 
-	if (!xid || ctx->ingress_ifindex)
-		return 0;
-	c = conn_of(plain(ctx));
-	return c.ct && half_of(c, c.reply) == xid;
+	if (!xid || ctx->ingress_ifindex || !names(ctx, false, xid))
+		return 1;
+	count_settled(VNET_SETTLED_OUT);
+	return 0;
+}
+
+/*
+ * INPUT: not a later fragment of IPv6. Those come here only over loopback, where
+ * they have their connection already and nf_defrag_ipv6 leaves them alone;
+ * xt_socket takes the flow label for their ports (nf_sk_lookup_slow_v6() goes
+ * by ipv6_find_hdr(), which does not say where a later fragment's header is).
+ */
+SEC("socket")
+int vnet_whole(struct __sk_buff *ctx)
+{
+	struct packet pkt;
+	__u8 next = 0;
+
+	if (ctx->protocol != bpf_htons(ETH_P_IPV6))
+		return 1;
+	bpf_skb_load_bytes(ctx, IP6_NEXT, &next, sizeof(next));
+	if (next == IPPROTO_UDP || next == IPPROTO_TCP)
+		return 1;
+	/* the fragment's header may be behind others */
+	return read_packet(ctx, &pkt) == PACKET_READ;
 }
 
 /*
  * INPUT, after the receiving socket's whole mark has been put on a packet that
- * had nothing in the upper half: it has nothing there now either, and the
- * connection names the receiver's slice already.
+ * had nothing in the upper half. 0 if there is nothing there now either, and
+ * the connection names the same receiver: socket or connection, whichever
+ * is to be believed, the mark is right.
  */
 SEC("socket")
-int vnet_received(struct __sk_buff *ctx)
+int vnet_incoming(struct __sk_buff *ctx)
 {
 	__u32 mark = ctx->mark;
-	struct conn c;
 
-	if (!mark || mark > VNET_XID_MASK)
-		return 0;
-	c = conn_of(plain(ctx));
-	return c.ct && half_of(c, !c.reply) == mark;
+	if (!mark || mark > VNET_XID_MASK || !names(ctx, true, mark))
+		return 1;
+	count_settled(VNET_SETTLED_IN);
+	return 0;
 }
 
 /*
@@ -114,10 +131,12 @@ int vnet_unowned(struct __sk_buff *ctx)
 {
 	struct sk_buff *skb = plain(ctx);
 	struct sock *sk = BPF_CORE_READ(skb, sk);
+	__u32 mark;
 	__u8 state;
 
 	if (!sk)
-		return ctx->ingress_ifindex || !(ctx->mark & VNET_XID_MASK);
+		return ctx->ingress_ifindex || !(ctx->mark & VNET_XID_MASK) ||
+		       !goes_to_many(ctx);
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV)
 		return 0;
@@ -127,7 +146,13 @@ int vnet_unowned(struct __sk_buff *ctx)
 	    !(BPF_CORE_READ(sk, sk_type) == SOCK_STREAM &&
 	      BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP))
 		return 1;
-	return (BPF_CORE_READ(sk, sk_mark) ^ ctx->mark) & VNET_XID_MASK;
+	mark = BPF_CORE_READ(sk, sk_mark);
+	if ((mark ^ ctx->mark) & VNET_XID_MASK)
+		return 1;
+	/* what SCTP's accept() gives has no mark (gate.h), but a slice */
+	return !(mark & VNET_XID_MASK) &&
+	       BPF_CORE_READ(sk, sk_protocol) == IPPROTO_SCTP &&
+	       xid_of_sk(in_force(), sk);
 }
 
 /* POSTROUTING: it only passes through, no socket of this host's sends it. */
@@ -147,24 +172,33 @@ int vnet_passing(struct __sk_buff *ctx)
 SEC("socket")
 int vnet_holds(struct __sk_buff *ctx)
 {
+	struct bpf_sock *common = ctx->sk;
 	struct sk_buff *skb = plain(ctx);
-	struct sock *sk = BPF_CORE_READ(skb, sk);
-	struct inet_sock___path *inet = (void *)sk;
-	struct conn c = conn_of(skb);
-	struct nf_conn___path *ct = (void *)c.ct;
-	__be16 port;
+	struct sock *sk = plain(common);
 
-	if (!sk || !ct)
+	if (!common || !conn_of(skb).ct)
 		return 0;
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_NEW_SYN_RECV)
+	if (common->state == TCP_NEW_SYN_RECV)
 		return 1;
-	if (!is_ordinary(sk) ||
-	    BPF_CORE_READ(sk, sk_protocol) !=
-	    BPF_CORE_READ(ct, tuplehash[0].tuple.dst.protonum))
+	return common->state != TCP_TIME_WAIT && is_ordinary(sk) &&
+	       is_at_this_end(skb, sk) && !is_as_raw(ctx, common);
+}
+
+/*
+ * POSTROUTING: whether a slice's raw or packet socket sends this, or one that
+ * is worth no more. The node's do not count, nor do those through which the
+ * kernel itself sends resets and ICMP errors, which are raw ones, too: what
+ * they send is the connection's.
+ */
+SEC("socket")
+int vnet_raw(struct __sk_buff *ctx)
+{
+	struct bpf_sock *common = ctx->sk;
+	struct sock *sk = plain(common);
+
+	if (!common || !is_full(common) || !(ctx->mark & VNET_XID_MASK))
 		return 0;
-	port = c.reply ? BPF_CORE_READ(ct, tuplehash[1].tuple.src.u.all) :
-			 BPF_CORE_READ(ct, tuplehash[0].tuple.src.u.all);
-	return BPF_CORE_READ(inet, inet_sport) == port;
+	return is_ordinary(sk) ? is_as_raw(ctx, common) : !is_kernels(sk);
 }
 
 /*

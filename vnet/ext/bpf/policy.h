@@ -53,6 +53,13 @@ TABLE(grants, __u32, __u32);
 TABLE(ports, struct vnet_port, __u32);
 TABLE(addresses, struct vnet_address, __u32);
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VNET_GENERATIONS << VNET_OWNER_BITS);
+	__type(key, __u32);
+	__type(value, __u64);
+} owners SEC(".maps");
+
 struct policy {
 	__u32 generation;
 	bool observe;
@@ -73,18 +80,43 @@ static __always_inline struct policy in_force(void)
 
 static __always_inline struct vnet_facts *facts_of(struct policy p)
 {
-	return bpf_map_lookup_elem(&facts, &p.generation);
+	__u32 key = p.generation;	/* its address is taken, and not p's */
+
+	return bpf_map_lookup_elem(&facts, &key);
 }
 
 /* Found or 0: no value of these tables that matters is 0. */
 #define find_in(table, p, key)						\
 	({								\
-		void *inner = bpf_map_lookup_elem(&(table),		\
-						  &(p).generation);	\
+		__u32 which = (p).generation;				\
+		void *inner = bpf_map_lookup_elem(&(table), &which);	\
 		__u32 *found = inner ?					\
 			bpf_map_lookup_elem(inner, (key)) : NULL;	\
 		found ? *found : 0;					\
 	})
+
+static __always_inline __u32 first_place(struct policy p, __u64 id)
+{
+	return p.generation << VNET_OWNER_BITS |
+	       (__u32)(id * VNET_OWNER_FACTOR >> (64 - VNET_OWNER_BITS));
+}
+
+/* The xid of the cgroup if it is at this place; 0 says nothing. */
+static __always_inline __u32 owner_at(__u32 place, __u64 id)
+{
+	__u64 *entry = bpf_map_lookup_elem(&owners, &place);
+	__u64 word = entry ? *entry : 0;
+
+	return word >> 16 == id ? word & VNET_XID_MAX : 0;
+}
+
+/* The xid of a slice's own cgroup, most often; 0 says nothing. */
+static __always_inline __u32 owner_of(struct policy p, __u64 id)
+{
+	__u32 owner = owner_at(first_place(p, id), id);
+
+	return owner ? owner : owner_at(first_place(p, id) ^ 1, id);
+}
 
 /* The number of the highest bit that is set; x is not 0. */
 static __always_inline __u32 highest_bit(__u64 x)

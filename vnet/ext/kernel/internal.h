@@ -177,6 +177,34 @@ static __always_inline u32 copyxid_half(const struct nf_conn *ct,
 	return end ? READ_ONCE(halves[1]) : READ_ONCE(halves[0]);
 }
 
+/*
+ * What nf_conntrack_proto_tcp.c calls TCP_SYN_SET: the last packet of the
+ * connection that it took, or let through without believing it, was a SYN.
+ */
+#define COPYXID_LAST_WAS_SYN	0
+
+/*
+ * Is a filled half believed on the way in, without asking for a socket? Not
+ * with UDP, whose port can change hands while the connection lasts. An
+ * established TCP connection's cannot; but the next one with the same
+ * addresses and ports may be in its place, where connection tracking holds it
+ * for closed, or has not heard of its end and sees a SYN. Nothing else has a
+ * receiving socket that could be looked up.
+ */
+static __always_inline bool copyxid_half_answers(const struct nf_conn *ct)
+{
+	switch (nf_ct_protonum(ct)) {
+	case IPPROTO_UDP:
+		return false;
+	case IPPROTO_TCP:
+		return likely(READ_ONCE(ct->proto.tcp.state) ==
+			      TCP_CONNTRACK_ESTABLISHED &&
+			      READ_ONCE(ct->proto.tcp.last_index) !=
+			      COPYXID_LAST_WAS_SYN);
+	}
+	return true;
+}
+
 /* -- containers ------------------------------------------------------------ */
 
 /*
@@ -238,7 +266,11 @@ struct copyxid_found copyxid_find(struct net *net, const struct nf_conn *ct,
 struct copyxid_found copyxid_find_receiver(struct sk_buff *skb,
 					   const struct nf_hook_state *state,
 					   const struct nf_conn *ct,
-					   enum ip_conntrack_info ctinfo);
+					   enum ip_conntrack_info ctinfo,
+					   bool opens);
+bool copyxid_opens(const struct sk_buff *skb,
+		   const struct nf_hook_state *state, const struct nf_conn *ct,
+		   enum ip_conntrack_info ctinfo);
 
 static inline void copyxid_found_put(struct copyxid_found found)
 {
@@ -255,6 +287,8 @@ void copyxid_record_receiver(const struct net *net, struct nf_conn *ct,
 			     enum copyxid_end end, u32 xid);
 void copyxid_record_container(const struct net *net, struct nf_conn *ct,
 			      enum ip_conntrack_info ctinfo, u32 xid);
+void copyxid_disown(const struct net *net, struct nf_conn *ct,
+		    enum copyxid_end end);
 
 /* -- genl.c ---------------------------------------------------------------- */
 

@@ -7,8 +7,8 @@
  * ct->mark. Whose packet it is, the first of these answers:
  *
  *   out	the sending socket; the connection
- *   in		the receiving socket (a filled half answers for TCP, so that
- *		no socket need be looked up); the connection
+ *   in		the receiving socket (a filled half answers for established
+ *		TCP, so that no socket need be looked up); the connection
  *   through	the container whose interface it came in by; the connection of
  *		the container that it goes to
  *
@@ -112,6 +112,23 @@ record_sender(const struct nf_hook_state *state, struct nf_conn *ct,
 	return XT_CONTINUE;
 }
 
+/*
+ * The sending socket is the node's, which erases no slice's half; unless it
+ * opens a connection, see copyxid_opens().
+ */
+static noinline unsigned int
+out_node(struct sk_buff *skb, const struct nf_hook_state *state,
+	 const struct sock *sk)
+{
+	enum ip_conntrack_info ctinfo;
+	struct nf_conn *ct = nf_ct_get(skb, &ctinfo);
+
+	if (ct && copyxid_half(ct, copyxid_end_out(ctinfo)) &&
+	    sk->sk_state == TCP_SYN_SENT && sk_is_tcp(sk))
+		copyxid_disown(state->net, ct, copyxid_end_out(ctinfo));
+	return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+}
+
 /* The sending socket is xid's. */
 static __always_inline unsigned int
 out_owned(struct sk_buff *skb, const struct nf_hook_state *state,
@@ -147,7 +164,7 @@ out_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	if (owner < 0)
 		return out_by_conn(skb, state, owner == COPYXID_OTHER_NETNS);
 	if (!owner)
-		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+		return out_node(skb, state, sk);
 	return out_owned(skb, state, state->net, sk, owner);
 }
 
@@ -164,7 +181,7 @@ out(struct sk_buff *skb, const struct nf_hook_state *state)
 
 	s = copyxid_sk_slice(sk);
 	if (!s)
-		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+		return out_node(skb, state, sk);
 	return out_owned(skb, state, net, sk, READ_ONCE(s->xid));
 }
 
@@ -177,17 +194,18 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	enum copyxid_end end = copyxid_end_in(ctinfo);
 	struct copyxid_found found = { .sk = skb->sk };
 	int owner = COPYXID_NOT_A_SOCKET;
-	bool early;
+	bool early, opens;
 	u32 half = ct ? copyxid_half(ct, end) : 0;
 	u32 sender = copyxid_container(skb);
 
 	/* the mark becomes the receiver's: the last that tells the sender */
 	if (sender && ct)
 		copyxid_record_container(state->net, ct, ctinfo, sender);
-	if (half && nf_ct_protonum(ct) != IPPROTO_UDP) {
+	if (half && copyxid_half_answers(ct)) {
 		copyxid_count(state->net, COPYXID_CNT_IN_CONN);
 		return set_xid(skb, half);
 	}
+	opens = copyxid_opens(skb, state, ct, ctinfo);
 	/*
 	 * Before INPUT skb->sk may still be the sender's, in a bridge even
 	 * that of another namespace; unless BPF has chosen the receiver. And
@@ -196,9 +214,9 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 	 */
 	early = found.sk &&
 		(state->hook == NF_INET_LOCAL_IN || skb_sk_is_prefetched(skb)) &&
-		!(ctinfo == IP_CT_NEW && found.sk->sk_state == TCP_TIME_WAIT);
+		!(opens && found.sk->sk_state == TCP_TIME_WAIT);
 	if (!early)
-		found = copyxid_find_receiver(skb, state, ct, ctinfo);
+		found = copyxid_find_receiver(skb, state, ct, ctinfo, opens);
 
 	if (found.sk) {
 		const struct sock *sk = found.sk;
@@ -208,8 +226,11 @@ in_slow(struct sk_buff *skb, const struct nf_hook_state *state)
 		owner = copyxid_sk_owner(sk, state->net);
 		copyxid_found_put(found);
 	}
-	if (!owner)
+	if (!owner) {
+		if (half && opens && nf_ct_protonum(ct) == IPPROTO_TCP)
+			copyxid_disown(state->net, ct, end);
 		return nobody(skb, state, COPYXID_CNT_NODE_SOCKET);
+	}
 	if (owner > 0) {
 		set_xid(skb, owner);
 		copyxid_count(state->net, early ? COPYXID_CNT_IN_SOCKET :
@@ -241,13 +262,8 @@ in(struct sk_buff *skb, const struct nf_hook_state *state)
 	if (unlikely(!ct || !net_eq(net, &init_net) || copyxid_container(skb)))
 		return in_slow(skb, state);
 	half = copyxid_half(ct, copyxid_end_in(ctinfo));
-	/*
-	 * UDP alone is not believed: its port can change hands while the
-	 * connection lasts. A TCP connection's cannot, and nothing else has a
-	 * receiving socket that could be looked up.
-	 */
 	if (nf_ct_protonum(ct) != IPPROTO_UDP) {
-		if (!half)
+		if (!half || !copyxid_half_answers(ct))
 			return in_slow(skb, state);
 		copyxid_count(net, COPYXID_CNT_IN_CONN);
 		return set_xid(skb, half);

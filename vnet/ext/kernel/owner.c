@@ -12,6 +12,7 @@
 #include <linux/icmp.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/tcp.h>
 #include <net/addrconf.h>
 #include <net/inet_hashtables.h>
 #include <net/inet6_hashtables.h>
@@ -207,11 +208,47 @@ static bool is_icmp_error(const struct sk_buff *skb,
 #endif
 }
 
-/* The socket that will receive this packet, as far as can be told here. */
+/*
+ * Does this packet begin a connection? Connection tracking may not have noticed:
+ * it ignores a SYN on one that it holds for established or closed until that is
+ * answered (tcp_packet()), and keeps entry and mark even then.
+ */
+bool copyxid_opens(const struct sk_buff *skb,
+		   const struct nf_hook_state *state, const struct nf_conn *ct,
+		   enum ip_conntrack_info ctinfo)
+{
+	const struct tcphdr *th;
+	struct tcphdr buffer;
+	int at;
+
+	if (!ct)
+		return false;
+	if (ctinfo == IP_CT_NEW)
+		return true;
+	if (nf_ct_protonum(ct) != IPPROTO_TCP ||
+	    ctinfo % IP_CT_IS_REPLY == IP_CT_RELATED)
+		return false;
+	at = skb_network_offset(skb) + ip_hdrlen(skb);
+#if IS_ENABLED(CONFIG_IPV6)
+	if (state->pf == NFPROTO_IPV6) {
+		at = 0;
+		if (ipv6_find_hdr(skb, &at, IPPROTO_TCP, NULL, NULL) < 0)
+			return false;
+	}
+#endif
+	th = skb_header_pointer(skb, at, sizeof(buffer), &buffer);
+	return th && th->syn && !th->ack;
+}
+
+/*
+ * The socket that will receive this packet, as far as can be told here. opens:
+ * it begins a connection.
+ */
 struct copyxid_found copyxid_find_receiver(struct sk_buff *skb,
 					   const struct nf_hook_state *state,
 					   const struct nf_conn *ct,
-					   enum ip_conntrack_info ctinfo)
+					   enum ip_conntrack_info ctinfo,
+					   bool opens)
 {
 	struct copyxid_found none = { }, found;
 	union nf_inet_addr local;
@@ -234,8 +271,7 @@ struct copyxid_found copyxid_find_receiver(struct sk_buff *skb,
 			dif = inet6_iif(skb);
 			sdif = inet6_sdif(skb);
 		}
-		found = find(state->net, ct, end, dif, sdif,
-			     ctinfo == IP_CT_NEW);
+		found = find(state->net, ct, end, dif, sdif, opens);
 		local = ct->tuplehash[end].tuple.src.u3;
 	}
 	/*

@@ -15,7 +15,9 @@
 #include <linux/in.h>
 #include <linux/in6.h>
 #include <net/inet_sock.h>
+#include <net/ipv6.h>
 #include <net/netfilter/nf_conntrack_ecache.h>
+#include <net/route.h>
 
 #include "internal.h"
 
@@ -45,6 +47,14 @@ static void write_half(const struct net *net, struct nf_conn *ct,
 	copyxid_count(net, old ? COPYXID_CNT_CONFLICT : COPYXID_CNT_FILLED);
 	if (nf_ct_is_confirmed(ct))
 		nf_conntrack_event_cache(IPCT_MARK, ct);
+}
+
+/* The connection is another one by now, and this end of it the node's. */
+void copyxid_disown(const struct net *net, struct nf_conn *ct,
+		    enum copyxid_end end)
+{
+	if (!nf_ct_is_template(ct))
+		write_half(net, ct, end, 0, true);
 }
 
 /*
@@ -81,6 +91,32 @@ static bool raw_may_fill(const struct nf_hook_state *state,
 	}
 }
 
+/*
+ * A UDP socket that is bound to an address can send from another (IP_PKTINFO),
+ * where it hears nothing and somebody else may: it is worth no more than a raw
+ * one then. What goes to a group is no conversation, and its senders may well
+ * share a port.
+ */
+static bool sends_from_elsewhere(struct net *net, const struct sock *sk,
+				 const struct nf_conntrack_tuple *t)
+{
+	unsigned int type;
+
+	if (sk->sk_protocol != IPPROTO_UDP)
+		return false;
+#if IS_ENABLED(CONFIG_IPV6)
+	if (t->src.l3num == NFPROTO_IPV6)
+		return !ipv6_addr_any(&sk->sk_v6_rcv_saddr) &&
+		       !ipv6_addr_equal(&sk->sk_v6_rcv_saddr,
+					&t->src.u3.in6) &&
+		       !ipv6_addr_is_multicast(&t->dst.u3.in6);
+#endif
+	if (!sk->sk_rcv_saddr || sk->sk_rcv_saddr == t->src.u3.ip)
+		return false;
+	type = inet_addr_type(net, t->dst.u3.ip);
+	return type != RTN_MULTICAST && type != RTN_BROADCAST;
+}
+
 /* sk sent this packet and is owned by xid, which is not what the half says. */
 void copyxid_record_sender(const struct nf_hook_state *state,
 			   struct nf_conn *ct, enum ip_conntrack_info ctinfo,
@@ -88,12 +124,19 @@ void copyxid_record_sender(const struct nf_hook_state *state,
 {
 	enum copyxid_end end = copyxid_end_out(ctinfo);
 	const struct nf_conntrack_tuple *t = &ct->tuplehash[end].tuple;
+	bool is_raw = (sk->sk_family != AF_INET && sk->sk_family != AF_INET6) ||
+		      sk->sk_type == SOCK_RAW;
 
 	if (nf_ct_is_template(ct))
 		return;
-
-	if ((sk->sk_family != AF_INET && sk->sk_family != AF_INET6) ||
-	    sk->sk_type == SOCK_RAW) {
+	/*
+	 * A tunnel's outer packet still carries the socket of the inner one:
+	 * that socket pays for this packet, but does not own the tunnel.
+	 */
+	if (!is_raw && (sk->sk_protocol != nf_ct_protonum(ct) ||
+			inet_sk(sk)->inet_sport != t->src.u.all))
+		return;
+	if (is_raw || sends_from_elsewhere(state->net, sk, t)) {
 		if (!copyxid_half(ct, end) &&
 		    !raw_may_fill(state, ct, end, ctinfo)) {
 			copyxid_count(state->net, COPYXID_CNT_INTRUSION);
@@ -102,13 +145,6 @@ void copyxid_record_sender(const struct nf_hook_state *state,
 		write_half(state->net, ct, end, xid, false);
 		return;
 	}
-	/*
-	 * A tunnel's outer packet still carries the socket of the inner one:
-	 * that socket pays for this packet, but does not own the tunnel.
-	 */
-	if (sk->sk_protocol != nf_ct_protonum(ct) ||
-	    inet_sk(sk)->inet_sport != t->src.u.all)
-		return;
 	write_half(state->net, ct, end, xid, true);
 }
 
