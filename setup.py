@@ -15,6 +15,8 @@ from setuptools.command.build_py import build_py
 
 PLUGIN = Path("vnet/ext/iptables")
 BPF = Path("vnet/ext/bpf")
+# What `netflow serve` needs, and nothing else does.
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30"]
 
 
 class BuildWithPlugin(build_py):
@@ -38,8 +40,23 @@ setup(
     license="GPL-2.0-only",
     python_requires=">=3.11",
     package_dir={"": "vnet/py", "netflow": "netflow"},
-    packages=["vnet", "netflow"],
-    package_data={"vnet": ["py.typed"], "netflow": ["py.typed"]},
+    packages=[
+        "vnet",
+        "vnet.check",
+        "vnet.testing",
+        "netflow",
+        "netflow.history",
+        "netflow.ipfix",
+        "netflow.language",
+        "netflow.questions",
+        "netflow.serve",
+        "netflow.store",
+    ],
+    package_data={
+        "vnet": ["py.typed"],
+        "netflow": ["py.typed"],
+        "netflow.language": ["grammar.lark"],
+    },
     cffi_modules=[
         "vnet/py/vnet/_abi_build.py:ffibuilder",
         "vnet/py/vnet/_bpf_build.py:ffibuilder",
@@ -51,14 +68,33 @@ setup(
         "click>=8.1",
         "duckdb>=1.1",
         "inotify_simple>=1.3",
+        "lark>=1.2",
         "msgspec>=0.18",
         "numpy>=1.26",
+        "prometheus_client>=0.21",
         "pyroute2>=0.9",
         "python-iptables>=1.2",
         "rich>=13",
     ],
     extras_require={
-        "test": ["hypothesis", "mypy", "pytest>=8", "ruff", "scapy>=2.5", "virtme-ng>=1.30"],
+        "bench": ["matplotlib>=3.8"],
+        "check": ["scapy>=2.5"],
+        "report": ["matplotlib>=3.8"],
+        "serve": SERVE,
+        "test": [
+            "hypothesis",
+            "matplotlib>=3.8",
+            "mypy",
+            "pytest>=8",
+            "ruff",
+            "scapy>=2.5",
+            "schemathesis>=4",
+            "virtme-ng>=1.30",
+            *SERVE,
+        ],
     },
-    entry_points={"console_scripts": ["vnet = vnet.cli:main", "netflow = netflow.cli:main"]},
+    entry_points={
+        "console_scripts": ["vnet = vnet.cli:main", "netflow = netflow.cli:main"],
+        "pytest11": ["vnet = vnet.testing.plugin"],
+    },
 )

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from testbed import cgroup as cgroups
-from testbed import net
+from vnet.testing import cgroup as cgroups
+from vnet.testing import net
 
 pytest_plugins = ["testbed.house"]
 

@@ -1,20 +1,15 @@
-"""What the tests stand on: namespaces, links, slices, traffic and what was seen.
+"""What only this project's own tests stand on: the rules of a session, and guests.
 
-    poll     wait for a fact with a deadline, never with a sleep
-    net      network namespaces and veth links between them
-    cgroup   cgroup v2 directories, which is what a slice is made of
-    launch   starts a program inside a namespace and a cgroup
-    traffic  small TCP and UDP programs that count what they sent and received
-    apps     starts those programs and reads their counts
-    nflog    every packet a hook saw, with its mark
+    house    nothing is left behind, nothing is skipped silently
+    vm       what both sides of a vm test know; vm_host and vm_guest
 
-Everything made here carries the maker's process id in its name (``vnt-PID-``)
-and is removed when its ``with`` block ends, however it ends. What a killed
-run left behind is removed by the next one (``sweep`` in net and cgroup), and
-nothing else is ever touched.
-
-    with namespace() as node, namespace() as peer, veth(node, peer) as link:
-        with cgroup() as a, apps.start(peer, "tcp-server", bind=link.b4) as server:
-            with apps.start(node, "tcp-client", cgroup=a, to=link.b4, port=server.port) as c:
-                assert c.result()["sent"] == 1000
+Namespaces, slices, traffic and captures are in the package, vnet.testing.
 """
+
+import os
+from pathlib import Path
+
+# Programs that tests start as ``python -m`` are found by this, in whatever namespace.
+_TESTS = str(Path(__file__).resolve().parent.parent)
+if _TESTS not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_TESTS, os.environ.get("PYTHONPATH")]))

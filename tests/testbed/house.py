@@ -10,8 +10,7 @@ some test of each kind.
 import os
 
 import pytest
-
-from testbed import cgroup, net
+from vnet.testing import cgroup, net
 
 KINDS = ("unit", "netns", "vm")
 PROBLEMS = pytest.StashKey[list[str]]()
@@ -32,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Marks, and the one that watches."""
     config.addinivalue_line("markers", "may_skip(reason): a skip of this test is all right in CI")
     config.addinivalue_line("markers", "limit(seconds): how long a vm test may take")
+    config.addinivalue_line("markers", "kernels(series...): those a vm test is for, if not all")
+    config.addinivalue_line("markers", "reported: a vm test that has the kernel report something")
     config.stash[PROBLEMS] = []
     config.pluginmanager.register(House(config))
 

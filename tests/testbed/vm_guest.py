@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from testbed import debug
 from testbed.house import PROBLEMS
-from testbed.vm import REPORTS
+from testbed.vm import DEBUG, PATIENCE, REPORTS
 
 TEST_SECONDS = 300
 """For one test, unless it is marked limit(seconds)."""
@@ -20,6 +21,8 @@ COMPLAINT = re.compile(
     r"WARNING:|BUG:|Oops|general protection|suspicious RCU|refcount_t:|UBSAN"
     r"|unregister_netdevice: waiting|list_(?:add|del) corruption|scheduling while atomic"
     r"|unable to handle|Call Trace"
+    # What debug kernels say besides.
+    r"|KASAN|INFO: trying to register|INFO: possible|ODEBUG|ref_tracker:|leaked reference"
 )
 """What a kernel in health never says."""
 
@@ -30,6 +33,7 @@ class Guest:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.log = Path(os.environ["VNET_VM_SHARE"], REPORTS)
+        self.judged = not DEBUG
 
     def _tell(self, said: str, **facts: Any) -> None:
         with self.log.open("a") as log:
@@ -58,14 +62,39 @@ class Guest:
         for problem in self.config.stash[PROBLEMS]:
             self._tell("problem", problem=problem)
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Behind the first report lockdep is deaf: tests that ask for one come last."""
+        items.sort(key=lambda item: item.get_closest_marker("reported") is not None)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """The others are judged before."""
+        if item.get_closest_marker("reported"):
+            self._judge()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """There may have been none."""
+        self._judge()
+
+    def _judge(self) -> None:
+        """What a debug kernel knows only at the end."""
+        if self.judged:
+            return
+        self.judged = True
+        problems, notes = debug.verdict()
+        self.config.stash[PROBLEMS] += problems
+        for note in notes:
+            self._tell("note", note=note)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """A test that hangs fails, rather than take the others with it."""
         marker = item.get_closest_marker("limit")
-        seconds = marker.args[0] if marker else TEST_SECONDS
+        seconds = (marker.args[0] if marker else TEST_SECONDS) * PATIENCE
 
         def expire(*_: object) -> None:
-            raise TimeoutError(f"the test took more than {seconds} s")
+            raise TimeoutError(f"the test took more than {seconds:g} s")
 
         before = signal.signal(signal.SIGALRM, expire)
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -86,9 +115,11 @@ class Guest:
     def complaint(self) -> str:
         """What the kernel has said since the last call, if it was a complaint."""
         lines = list(self._kernel_lines())
-        if any(map(COMPLAINT.search, lines)):
-            return "the kernel said:\n" + "\n".join(lines[-80:])
-        return ""
+        first = next((n for n, line in enumerate(lines) if COMPLAINT.search(line)), None)
+        if first is None:
+            return ""
+        # The first line of a report says what it is, and KASAN's go on for a hundred.
+        return "the kernel said:\n" + "\n".join(lines[max(first - 10, 0) : first + 150])
 
     def pytest_sessionstart(self) -> None:
         """Listen to the kernel from now on."""

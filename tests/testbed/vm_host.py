@@ -4,6 +4,9 @@ The first vm test to be reached boots every kernel that is needed (tools/vm),
 and inside each the same pytest runs the same node ids. Their reports come
 back one by one through a shared file, so what has finished before a guest
 dies counts, and the rest fails with the end of its console.
+
+Where nothing but unit tests comes before the vm tests, the guests boot beside
+those, at a lower priority. Tests with packets would not get theirs in time.
 """
 
 import json
@@ -14,16 +17,18 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from testbed import vm
 from testbed.house import PROBLEMS
-from testbed.vm import REPORTS, ROOT, why_not
+from testbed.vm import DEBUG, REPORTS, ROOT, why_not
 
-GUEST_SECONDS = 2700.0
-"""For all tests of one kernel, its boot included: four times what two idle cores take."""
+GUEST_SECONDS = 3600.0 if not DEBUG else 4 * 3600.0
+"""For all tests of one kernel, its boot included: twice what two idle cores take."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Guest:
     finished: set[str] = field(default_factory=set)
     running: str = ""
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     at: int = 0
     mourned: bool = False
 
@@ -58,6 +64,8 @@ class Guest:
                 case "finish":
                     self.finished.add(said["nodeid"])
                     self.running = ""
+                case "note":
+                    self.notes.append(f"kernel {self.series}: {said['note']}")
                 case "problem":
                     self.problems.append(f"kernel {self.series}: {said['problem']}")
         return not gone
@@ -77,8 +85,8 @@ class Guest:
         return "\n".join([f"kernel {self.series}: the guest ended{during}; its last words:", *tail])
 
 
-def boot(series: str, nodeids: list[str]) -> Guest:
-    """Start a guest that runs these tests."""
+def boot(series: str, nodeids: list[str], nice: int = 0) -> Guest:
+    """Start a guest that runs these tests; ``nice``: for who else is at work."""
     share = Path(tempfile.mkdtemp(prefix=f"vnt-vm-{series}-"))
     (share / "items").write_text("".join(f"{nodeid}\n" for nodeid in nodeids))
     # One CPU for each guest: two guests side by side on two cores finish
@@ -92,9 +100,12 @@ def boot(series: str, nodeids: list[str]) -> Guest:
             "TERM",
             "--",
         ),  # a session that is killed takes its guests along
-        *(sys.executable, str(ROOT / "tools/vm"), "--kernel", series, "--cpus", cpus),
+        *("nice", "-n", str(nice)),
+        *(sys.executable, str(ROOT / "tools/vm"), "--cpus", cpus),
+        *(("--kernel", f"debug-{series}", "--memory", "4G") if DEBUG else ("--kernel", series)),
         *("--timeout", str(GUEST_SECONDS), "--share", str(share), "--"),
-        *("env", f"VNET_VM_SHARE={share}", str(ROOT / ".venv/bin/python"), "-m", "pytest"),
+        *("env", f"VNET_VM_SHARE={share}", f"VNET_PATIENCE={vm.PATIENCE:g}"),
+        *(str(ROOT / ".venv/bin/python"), "-m", "pytest"),
         *("-p", "no:cacheprovider", f"@{share}/items"),
     ]
     with (share / "log").open("wb") as log:
@@ -115,6 +126,10 @@ def is_for_a_guest(item: pytest.Item) -> bool:
     return item.get_closest_marker("vm") is not None and not why_not(series_of(item))
 
 
+def _is_vm_or_unit(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(kind) for kind in ("vm", "unit"))
+
+
 def _revived(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     """A report from JSON, which knows no tuples: pytest insists on them for a skip."""
     if isinstance(data.get("longrepr"), list):
@@ -129,14 +144,22 @@ class Host:
 
     def __init__(self) -> None:
         self.guests: dict[str, Guest] = {}
+        self.notes: list[str] = []
+        self.early: pytest.Item | None = None
+        """At which guests boot before their turn."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Find the first of the unit tests that nothing but vm tests follows."""
+        vm_or_unit = list(takewhile(_is_vm_or_unit, reversed(session.items)))
+        self.early = vm_or_unit[-1] if vm_or_unit else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Report what the guest reports."""
+        if not self.guests and (item is self.early or is_for_a_guest(item)):
+            self._boot_all(item.session, nice=0 if is_for_a_guest(item) else 10)
         if not is_for_a_guest(item):
             return None
-        if not self.guests:
-            self._boot_all(item.session)
         guest, hook = self.guests[series_of(item)], item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         guest.wait_for(item.nodeid)
@@ -155,11 +178,11 @@ class Host:
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _boot_all(self, session: pytest.Session) -> None:
+    def _boot_all(self, session: pytest.Session, nice: int) -> None:
         wanted: dict[str, list[str]] = {}
         for item in filter(is_for_a_guest, session.items):
             wanted.setdefault(series_of(item), []).append(item.nodeid)
-        self.guests = {series: boot(series, nodeids) for series, nodeids in wanted.items()}
+        self.guests = {series: boot(series, nodeids, nice) for series, nodeids in wanted.items()}
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Let the guests end, and pass on what they said of the whole session."""
@@ -174,4 +197,10 @@ class Host:
                 if guest.process.returncode not in (0, 1) and not guest.mourned:
                     guest.problems.append(guest.epitaph(""))
             session.config.stash[PROBLEMS] += guest.problems
+            self.notes += guest.notes
             shutil.rmtree(guest.share, ignore_errors=True)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """What the guests had to say that is no failure."""
+        for note in self.notes:
+            terminalreporter.write_line(note)

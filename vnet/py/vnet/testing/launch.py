@@ -1,6 +1,6 @@
 """Start a program inside a network namespace and a cgroup.
 
-    python -m testbed.launch --cgroup /sys/fs/cgroup/x --netns NAME -- argv...
+    python -m vnet.testing.launch --cgroup /sys/fs/cgroup/x --netns NAME -- argv...
 
 The order matters: a socket belongs to the cgroup its maker was in when it was
 made, for ever (sock_cgroup_data is set in cgroup_sk_alloc), so the process
@@ -27,7 +27,7 @@ def command(argv: list[str], netns: str = "", cgroup: str = "") -> list[str]:
 
 def main() -> None:
     """Replace this process with the program."""
-    parser = argparse.ArgumentParser(prog="python -m testbed.launch")
+    parser = argparse.ArgumentParser(prog="python -m vnet.testing.launch")
     parser.add_argument("--cgroup", default="", help="directory of a cgroup v2")
     parser.add_argument("--netns", default="", help="as in `ip netns`")
     parser.add_argument("argv", nargs="+")

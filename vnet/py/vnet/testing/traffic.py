@@ -1,7 +1,7 @@
 """Small TCP and UDP programs that say exactly what they sent and received.
 
-    python -m testbed.traffic tcp-server bind=10.77.1.2 reply=500
-    python -m testbed.traffic tcp-client to=10.77.1.2 port=4711 connections=10 send=1000
+    python -m vnet.testing.traffic tcp-server bind=10.77.1.2 reply=500
+    python -m vnet.testing.traffic tcp-client to=10.77.1.2 port=4711 connections=10 send=1000
 
 Each prints JSON lines: ``ready`` with its port, ``connected`` and ``sent`` as
 a client gets there, a ``flow`` for each connection or UDP peer with what the

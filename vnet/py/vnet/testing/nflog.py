@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from testbed.net import Namespace
+from vnet.testing.net import Namespace
 
 HOOKS = ("input", "postrouting")
 _SNAPLEN = 128
@@ -75,23 +75,36 @@ class Capture:
 
 
 @contextmanager
-def capture(ns: Namespace, group: int = 7, hooks: tuple[str, ...] = HOOKS) -> Iterator[Capture]:
-    """Log every packet at the hooks (nft's names) of a namespace, IPv4 and IPv6."""
+def capture(
+    ns: Namespace,
+    group: int = 7,
+    hooks: tuple[str, ...] = HOOKS,
+    only: tuple[str, ...] = ("",),
+    more: str = "",
+) -> Iterator[Capture]:
+    """Log every packet at the hooks (nft's names) of a namespace, IPv4 and IPv6.
+
+    ``only``: those that one of these nft expressions matches. ``more``: chains
+    of the caller's own in the same table. Raises OSError EBUSY if somebody
+    listens to the group already.
+    """
     table = f"vnt_nflog_{group}"
+    log = f"group {group} snaplen {_SNAPLEN} queue-threshold 1"
     chains = "".join(
         f"chain {hook} {{ type filter hook {hook} priority 32000; policy accept;\n"
-        f' log prefix "{hook}" group {group} snaplen {_SNAPLEN} queue-threshold 1\n}}\n'
+        + "".join(f'{match} log prefix "{hook}" {log}\n' for match in only)
+        + "}\n"
         for hook in hooks
     )
     with _netlink(ns) as sock:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         _configure(sock, group)
-        ns.run("nft", "-f", "-", input=f"table inet {table} {{\n{chains}}}\n")
         try:
+            ns.run("nft", "-f", "-", input=f"table inet {table} {{\n{chains}{more}}}\n")
             sock.setblocking(False)
             yield Capture(sock)
-        finally:
-            ns.run("nft", "delete", "table", "inet", table)
+        finally:  # also of what a signal has interrupted: then there may be none
+            ns.run("nft", "delete", "table", "inet", table, check=False)
 
 
 def _netlink(ns: Namespace) -> socket.socket:

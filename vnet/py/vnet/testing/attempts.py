@@ -2,7 +2,8 @@
 
     python -I -S attempts.py <requests, one JSON object a line
 
-A request is ``{"id": N, "steps": [[WORD, ARGUMENT...], ...]}``. The steps are
+A request is ``{"id": N, "steps": [[WORD, ARGUMENT...], ...]}``, and maybe
+``"patience"``, in seconds, for each wait for somebody else. The steps are
 taken one after the other with a socket of their own, and the answer is one
 line: ``{"id": N, "ok": true, "got": [...]}``, or which step the kernel refused
 and how: ``{"id": N, "ok": false, "at": "bind", "errno": "EACCES", "got": [...]}``.
@@ -15,6 +16,7 @@ Numbers may be given by their names in Python's socket module. Bytes are hex.
 
 socket FAMILY TYPE PROTO   make a socket; the steps after it use it
 set LEVEL OPTION VALUE     setsockopt: an int, or bytes
+set32 LEVEL OPTION VALUE   the same as a 32-bit program does it (x86-64 with ia32 emulation)
 get LEVEL OPTION           getsockopt of an int; the value is part of the answer
 bind ADDRESS PORT          or: an interface, PROTO (packet sockets)
 bindbytes, connectbytes BYTES        any sockaddr, through the system call itself
@@ -25,7 +27,7 @@ sendif BYTES INTERFACE     a whole frame through a packet socket
 accept                     wait for a connection
 receive TOKEN              read until a datagram holds these bytes; all are in the answer
 hear SECONDS               the datagrams that come in this time are in the answer
-uring OPERATION ...        the same by io_uring: see testbed.uring
+uring OPERATION ...        the same by io_uring: see vnet.testing.uring
 hold                       answer now, and live until dropped
 go                         answer now with "at": "go", and carry on
 hammer FAMILY TYPE ADDRESS PORT      try to bind until dropped; then how it went
@@ -39,6 +41,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -46,8 +49,17 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds to wait for what another process is to do."""
-FORKED = {"hold", "go", "hammer", "cgroup", "unchroot", "unshare", "uid", "take"}
+FORKED = {"set32", "hold", "go", "hammer", "cgroup", "unchroot", "unshare", "uid", "take"}
 """Steps that change the process, or keep it: a child takes those."""
+
+
+_MAP_32BIT = 0x40
+_SETSOCKOPT32 = 366  # arch/x86/entry/syscalls/syscall_32.tbl
+_INT80 = bytes.fromhex(
+    "4989f8 53"  # mov r8, rdi; push rbx
+    "418b00 418b5804 418b4808 418b500c 418b7010 418b7814"  # eax, ebx, ecx, edx, esi, edi from [r8]
+    "cd80 5b c3"  # int 0x80; pop rbx; ret
+)
 
 
 def number(word: int | str) -> int:
@@ -63,8 +75,9 @@ def tell(request: int, **facts: Any) -> None:
 class Attempt:
     """One request: its socket, and what it has seen so far."""
 
-    def __init__(self, request: int) -> None:
+    def __init__(self, request: int, patience: float = PATIENCE) -> None:
         self.request = request
+        self.patience = patience
         self.got: list[Any] = []
         self.sock: Any = None
 
@@ -89,6 +102,21 @@ class Attempt:
     def do_set(self, level: int | str, option: int | str, value: int | str) -> None:
         given = bytes.fromhex(value) if isinstance(value, str) else value
         self.sock.setsockopt(number(level), number(option), given)
+
+    def do_set32(self, level: int | str, option: int | str, value: int) -> None:
+        import ctypes
+        import mmap
+
+        # All that is pointed to must be below 4 GiB.
+        page = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT, 7)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        given = [_SETSOCKOPT32, self.sock.fileno(), number(level), number(option), start + 600, 4]
+        page[: len(_INT80)] = _INT80
+        page[512 : 512 + 4 * len(given)] = struct.pack(f"={len(given)}I", *given)
+        page[600:604] = struct.pack("=I", value)
+        call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(start)
+        if (code := call(start + 512)) < 0:
+            raise OSError(-code, "setsockopt")
 
     def do_get(self, level: int | str, option: int | str) -> None:
         self.got.append(self.sock.getsockopt(number(level), number(option)))
@@ -125,7 +153,7 @@ class Attempt:
         self.sock.setblocking(True)
 
     def do_connectwait(self, address: str, port: int) -> None:
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(self.patience)
         self.sock.connect((address, port))
         self.sock.settimeout(None)
 
@@ -138,11 +166,11 @@ class Attempt:
         self.sock.sendto(bytes.fromhex(data), (interface, 0x0800))
 
     def do_accept(self) -> None:
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(self.patience)
         self.sock, _ = self.sock.accept()
 
     def do_receive(self, token: str) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while self._read(until):
             if token in self.got[-1]:
                 return
@@ -160,8 +188,8 @@ class Attempt:
         return bool(ready)
 
     def do_uring(self, operation: str, *arguments: Any) -> None:
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-        from testbed import uring
+        sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+        import uring  # type: ignore[import-not-found]  # -I -S: no package here
 
         given = [bytes.fromhex(a[1:]) if str(a)[:1] == "=" else a for a in arguments]
         value = getattr(uring, operation)(self.sock, *given)
@@ -225,7 +253,7 @@ class Attempt:
             door.bind(path)
             door.listen(1)
             self.do_go()
-            door.settimeout(PATIENCE)
+            door.settimeout(self.patience)
             other, _ = door.accept()
             with other:
                 _, [descriptor], _, _ = socket.recv_fds(other, 1, 1)
@@ -259,16 +287,19 @@ def main() -> None:
             continue
         words = {step[0] for step in request["steps"]}
         if not words & FORKED and "uring" not in words:
-            Attempt(request["id"]).run(request["steps"])
+            Attempt(request["id"], request.get("patience", PATIENCE)).run(request["steps"])
             continue
         child = os.fork()
         if not child:
             try:
-                Attempt(request["id"]).run(request["steps"])
+                Attempt(request["id"], request.get("patience", PATIENCE)).run(request["steps"])
             finally:
                 os._exit(0)
         if request["wait"]:
-            os.waitpid(child, 0)
+            _, status = os.waitpid(child, 0)
+            if os.WIFSIGNALED(status):
+                name = signal.Signals(os.WTERMSIG(status)).name
+                tell(request["id"], ok=False, at="died", errno=name, got=[])
         else:
             children[request["id"]] = child
     for child in children.values():

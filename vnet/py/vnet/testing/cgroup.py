@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from testbed import names
-from testbed.poll import until
+from vnet.testing import names
+from vnet.testing.poll import until
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Start the programs of testbed.traffic and read what they counted."""
+"""Start the programs of vnet.testing.traffic and read what they counted."""
 
 import json
 import subprocess
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testbed.cgroup import Cgroup
-from testbed.net import Namespace
+from vnet.testing.cgroup import Cgroup
+from vnet.testing.net import Namespace
+from vnet.testing.poll import PATIENCE
 
 # -I -S: no site-packages, whose hooks take longer than the program itself.
 _PROGRAM = [sys.executable, "-I", "-S", str(Path(__file__).with_name("traffic.py"))]
@@ -39,6 +40,7 @@ class App:
         Raises AssertionError with what the program printed if it ends or the
         time passes without it.
         """
+        timeout *= PATIENCE
         deadline = time.monotonic() + timeout
         while True:
             over = not self.reader.is_alive()  # asked first, or its last words are missed
@@ -70,8 +72,11 @@ class App:
         if not self.process.stdin.closed:
             self.process.stdin.close()
 
-    def result(self, timeout: float = 60.0, stop: bool = False) -> dict[str, Any]:
-        """What it counted in all, once it is done; with stop it is asked to finish."""
+    def result(self, timeout: float = 90.0, stop: bool = False) -> dict[str, Any]:
+        """What it counted in all, once it is done; with stop it is asked to finish.
+
+        It gives up by itself after 60 s (PATIENCE in traffic.py), and then says what it counted.
+        """
         if stop:
             self.stop()
         return self.event("done", timeout)
@@ -93,7 +98,7 @@ class App:
 def start(
     ns: Namespace, kind: str, cgroup: Cgroup | None = None, **options: int | str
 ) -> Iterator[App]:
-    """Run a program of testbed.traffic; it is killed when the block ends.
+    """Run a program of vnet.testing.traffic; it is killed when the block ends.
 
     A server or udp program is ready (bound) when this returns. The options
     are the program's own.

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from testbed import names
-from testbed.cgroup import Cgroup
-from testbed.launch import command
-from testbed.poll import until
+from vnet.testing import names
+from vnet.testing.cgroup import Cgroup
+from vnet.testing.launch import command
+from vnet.testing.poll import PATIENCE, until
 
-_TESTS = str(Path(__file__).resolve().parent.parent)
 _subnets = itertools.count(1)
 
 
@@ -35,12 +34,11 @@ class Namespace:
     ) -> subprocess.Popen[str]:
         """Start a program here. env is added to this process's environment.
 
-        Text mode; ``python -m testbed.x`` works in it.
+        Text mode.
         """
-        path = os.pathsep.join(filter(None, [_TESTS, os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
             command([str(a) for a in argv], self.name, str(cgroup.path) if cgroup else ""),
-            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            env={**os.environ, **(env or {})},
             **{"text": True, **kw},
         )
 
@@ -57,7 +55,7 @@ class Namespace:
 
         Raises AssertionError with the output when check is set and it exits
         other than 0, and subprocess.TimeoutExpired (it is killed) after
-        timeout seconds.
+        timeout seconds (times PATIENCE).
         """
         with self.popen(
             *argv,
@@ -68,7 +66,7 @@ class Namespace:
             stderr=subprocess.PIPE,
         ) as process:
             try:
-                out, err = process.communicate(input, timeout)
+                out, err = process.communicate(input, timeout * PATIENCE)
             except BaseException:
                 process.kill()
                 raise
@@ -140,14 +138,15 @@ class Link:
 
 
 @contextmanager
-def veth(a: Namespace, b: Namespace) -> Iterator[Link]:
+def veth(a: Namespace, b: Namespace, link: Link | None = None) -> Iterator[Link]:
     """Connect two namespaces by a veth pair with one IPv4 and one IPv6 address each.
 
     Both ends are up and the addresses usable at once: without duplicate
-    address detection, which would take seconds.
+    address detection, which would take seconds. ``link``: with these names and
+    addresses (of a /24 and a /64).
     """
     n = next(_subnets)
-    link = Link(
+    link = link or Link(
         f"10.77.{n}.1",
         f"10.77.{n}.2",
         f"fd77:{n:x}::1",
