@@ -1,0 +1,1 @@
+"""Attack a node from inside slices, and say what held: ``vnet check``."""
