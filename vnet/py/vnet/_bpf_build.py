@@ -1,26 +1,40 @@
 """cffi builder: libbpf, and what vnet/ext/bpf/vnet_bpf.h says, as a Python module.
 
 The compiler reads the real headers, so neither a constant nor a layout can
-drift: a name that is gone from a header stops the build.
+drift: a name that is gone from a header stops the build. What the compiler
+reads is part of the source that is made here, as a hash, so that whatever
+changes in it is built anew; and VNET_HEADER says which vnet_bpf.h it was, as
+bpf_objects/header does of the programs.
 """
 
+import hashlib
 from pathlib import Path
 
 from cffi import FFI
 
 HEADER_DIR = Path(__file__).resolve().parents[2] / "ext" / "bpf"
 
+
+def _hash(*names: str) -> str:
+    """As sha256sum says of the files one after another, the first 16 digits."""
+    content = b"".join((HEADER_DIR / name).read_bytes() for name in names)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 _CONSTANTS = """
 #define VNET_XID_MASK ...
 #define VNET_XID_MAX ...
 #define VNET_LEVEL_MAX ...
 #define VNET_GENERATIONS ...
+#define VNET_OWNER_BITS ...
+#define VNET_OWNER_FACTOR ...
 #define VNET_CONTROL_GENERATION ...
 #define VNET_CONTROL_OBSERVE ...
 #define VNET_EVENT_BURST ...
 #define VNET_EVENT_PER_SECOND ...
 #define VNET_COMM ...
 enum vnet_raw { VNET_RAW_DENY, VNET_RAW_OWN, VNET_RAW_FULL, ... };
+enum vnet_settled { VNET_SETTLED_OUT, VNET_SETTLED_IN, VNET_SETTLED_MAX, ... };
 enum vnet_port_scope { VNET_PORT_ANY, VNET_PORT_ADDR, VNET_PORT_WILD, ... };
 enum vnet_kind {
     VNET_KIND_NONE, VNET_KIND_RAW, VNET_KIND_PACKET, VNET_KIND_BIND, VNET_KIND_ADDRESS,
@@ -103,10 +117,15 @@ void vnet_ring_release(void *consumer, unsigned long at);
 """
 
 ffibuilder = FFI()
-ffibuilder.cdef(_CONSTANTS + _STRUCTS + _LIBBPF)
+ffibuilder.cdef(_CONSTANTS + _STRUCTS + _LIBBPF + "static char *const VNET_HEADER;")
 ffibuilder.set_source(
     "vnet._bpf",
-    '#include "glue.h"\n#include "ring.h"\n#include "vnet_bpf.h"\n',
+    f"""/* {_hash("glue.h", "ring.h")} */
+#include "glue.h"
+#include "ring.h"
+#include "vnet_bpf.h"
+static char *const VNET_HEADER = "{_hash("vnet_bpf.h")}";
+""",
     include_dirs=[str(HEADER_DIR)],
     libraries=["bpf"],
 )

@@ -5,55 +5,31 @@ objects' content, with ``progs/``, ``maps/`` and ``links/``. It appears whole
 or not at all, and outlives who made it. Rules name its programs by path.
 """
 
-import errno
 import hashlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vnet import cgroups
+from vnet import bpfobjects, cgroups, policy
 from vnet.bpfmaps import error, ffi, lib, pinned
+from vnet.bpfobjects import Program
 from vnet.errors import BpfError, VnetError
 
-OBJECTS = Path(__file__).with_name("bpf_objects")
-_SUFFIX = ".bpf.o"
-_LSM = "lsm"
 _PARTS = ("progs", "maps", "links")
-_LOG_LINES = 12
 
-_CGROUP_KINDS = (
-    lib.BPF_PROG_TYPE_CGROUP_SKB,
-    lib.BPF_PROG_TYPE_CGROUP_SOCK,
-    lib.BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
-    lib.BPF_PROG_TYPE_CGROUP_SOCKOPT,
-)
-
-lib.vnet_listen()
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program of an object."""
-
-    name: str
-    kind: int  #: enum bpf_prog_type
-    attach: int  #: enum bpf_attach_type
-
-    @property
-    def attached(self) -> bool:
-        """Whether it is attached by a link, rather than named by a rule or filter."""
-        return self.kind in _CGROUP_KINDS or self.kind == lib.BPF_PROG_TYPE_LSM
+#: Attached only while some raw socket may hear its own slice's packets only: it
+#: costs every packet that any socket of the host receives.
+HEARING = "vnet_ingress"
 
 
 def version() -> str:
     """What an instance of these objects is called."""
     digest = hashlib.sha256()
-    for path in sorted(OBJECTS.glob("*" + _SUFFIX)):
+    for path in bpfobjects.files():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -84,7 +60,7 @@ def load(bpf_dir: Path, lsm: bool) -> Path:
     try:
         for part in _PARTS:
             (new / part).mkdir(parents=True)
-        for name in _objects(lsm):
+        for name in bpfobjects.names(lsm):
             _pin(name, new)
         _attach(new, lsm)
         new.rename(instance)
@@ -93,6 +69,12 @@ def load(bpf_dir: Path, lsm: bool) -> Path:
         _drop(bpf_dir)
         raise
     return instance
+
+
+def detach(instance: Path) -> None:
+    """Detach the programs of an instance; they stay pinned, and ``load`` attaches them again."""
+    for path in instance.glob("links/*"):
+        _unlink(path)
 
 
 def remove(instance: Path) -> None:
@@ -123,11 +105,55 @@ def healthy(instance: Path, lsm: bool | None = None) -> list[str]:
         lsm = _has_lsm(instance)
     wrong = []
     top = cgroups.v2_root().stat().st_ino
-    for name in _objects(lsm):
-        for program in _programs(name):
+    for name in bpfobjects.names(lsm):
+        for program in bpfobjects.programs(name):
+            if program.name == HEARING and not is_hearing_guarded(instance):
+                continue
             if problem := _program_problem(instance, program, top):
                 wrong.append(f"{instance}: {problem}")
+    if not is_hearing_guarded(instance) and "own" in policy.read_grants(instance).values():
+        wrong.append(f"{instance}: link {HEARING} is gone")
     return wrong
+
+
+def is_hearing_guarded(instance: Path) -> bool:
+    """Whether raw sockets are kept from hearing other slices' packets."""
+    return (instance / "links" / HEARING).exists()
+
+
+def guard_hearing(instance: Path, on: bool) -> bool:
+    """Keep raw sockets from hearing other slices' packets, or no longer. False: it was so already.
+
+    Attached before a policy that asks for it is in force, detached when none
+    does any more. Raises BpfError.
+    """
+    if on == is_hearing_guarded(instance):
+        return False
+    if on:
+        with _root() as root:
+            base = bpfobjects.programs(bpfobjects.BASE)
+            each = next(each for each in base if each.name == HEARING)
+            _pin_link(instance, each, root)
+    else:
+        _unlink(instance / "links" / HEARING)
+    return True
+
+
+def settled(instance: Path) -> tuple[int, int]:
+    """(sent, received) packets of connections that named their slice already. Raises BpfError."""
+    path = instance / "maps" / "settled"
+    if not path.exists():  # of a version that had its rules count
+        return 0, 0
+    with pinned(path) as found:
+        out, into = (
+            sum(int.from_bytes(one, sys.byteorder) for one in found.get_each_cpu(key))
+            for key in (_index(lib.VNET_SETTLED_OUT), _index(lib.VNET_SETTLED_IN))
+        )
+    return out, into
+
+
+def _index(number: int) -> bytes:
+    return int(number).to_bytes(4, sys.byteorder)
 
 
 def program(instance: Path, name: str) -> int:
@@ -145,8 +171,8 @@ def lacking() -> list[str]:
         return ["BTF of the kernel (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)"]
     try:
         cgroups.v2_root()
-        for name in _objects(lsm=False):
-            with _loaded(name, {}):
+        for name in bpfobjects.names(lsm=False):
+            with bpfobjects.loaded(name, {}):
                 pass
     except VnetError as problem:
         return [problem.message]
@@ -159,8 +185,8 @@ def lsm_lacking() -> str:
     They are attached for a moment, with an empty policy: they refuse nothing.
     """
     try:
-        with _loaded(_LSM, {}) as handle:
-            for each, raw in _programs_of(handle):
+        with bpfobjects.loaded(bpfobjects.LSM, {}) as handle:
+            for each, raw in bpfobjects.programs_of(handle):
                 os.close(_link(each, lib.bpf_program__fd(raw), -1))
     except BpfError as problem:
         return problem.message
@@ -175,8 +201,10 @@ def mount(bpf_dir: Path, top: Path = Path("/sys/fs/bpf")) -> bool:
     if top not in (bpf_dir, *bpf_dir.parents) or is_bpffs(bpf_dir):
         return False
     done = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", top], capture_output=True, text=True, check=False
-    )
+        # As systemd mounts it: without a mode everybody may make names in it.
+        ["mount", "-t", "bpf", "-o", "mode=700", "bpf", top],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode != 0:
         raise BpfError(f"mounting bpffs at {top}: {done.stderr.strip()}", "CONFIG_BPF_SYSCALL")
     return True
@@ -194,80 +222,7 @@ def is_bpffs(path: Path) -> bool:
 
 def _need_bpffs(path: Path) -> None:
     if not is_bpffs(path):
-        raise BpfError(f"{path} is not on a bpffs", "mount -t bpf bpf /sys/fs/bpf")
-
-
-# -- objects --------------------------------------------------------------
-
-
-def _objects(lsm: bool) -> list[str]:
-    """The objects to load; base comes first, because the others use its maps."""
-    names = sorted(path.name.removesuffix(_SUFFIX) for path in OBJECTS.glob("*" + _SUFFIX))
-    if "base" not in names:
-        raise BpfError(f"{OBJECTS}: the eBPF objects are not there", "build the package anew")
-    names.remove("base")
-    return ["base", *(name for name in names if lsm or name != _LSM)]
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[Any]:
-    path = OBJECTS / (name + _SUFFIX)
-    lib.vnet_forget()
-    handle = lib.bpf_object__open_file(os.fsencode(path), ffi.NULL)
-    if handle == ffi.NULL:
-        raise error(f"opening {path}")
-    try:
-        yield handle
-    finally:
-        lib.bpf_object__close(handle)
-
-
-@contextmanager
-def _loaded(name: str, maps: dict[str, Path]) -> Iterator[Any]:
-    """An object in the kernel; ``maps``: pinned ones to use instead of its own."""
-    with _opened(name) as handle:
-        for each, raw in _maps_of(handle):
-            if each in maps:
-                with pinned(maps[each]) as there:
-                    if lib.bpf_map__reuse_fd(raw, there.fd):
-                        raise error(f"using {maps[each]} for {name}")
-        if code := lib.bpf_object__load(handle):
-            raise _load_error(name, -code)
-        yield handle
-
-
-def _load_error(name: str, code: int) -> BpfError:
-    said = ffi.string(lib.vnet_heard()).decode(errors="replace").splitlines()
-    said = [f"  {line.strip()}" for line in said if line.strip()][-_LOG_LINES:]
-    what = f"loading the eBPF programs of {name}: {os.strerror(code)}"
-    cure = "needs root, and a kernel that lets root use BPF (lockdown=none)"
-    if code != errno.EPERM:
-        cure = "needs Linux 6.1 or newer"
-    return BpfError("\n".join([what, *said]), cure)
-
-
-def _programs_of(handle: Any) -> Iterator[tuple[Program, Any]]:
-    raw = lib.bpf_object__next_program(handle, ffi.NULL)
-    while raw != ffi.NULL:
-        name = ffi.string(lib.bpf_program__name(raw)).decode()
-        yield (
-            Program(name, lib.bpf_program__type(raw), lib.bpf_program__expected_attach_type(raw)),
-            raw,
-        )
-        raw = lib.bpf_object__next_program(handle, raw)
-
-
-def _maps_of(handle: Any) -> Iterator[tuple[str, Any]]:
-    raw = lib.bpf_object__next_map(handle, ffi.NULL)
-    while raw != ffi.NULL:
-        if not lib.bpf_map__is_internal(raw):
-            yield ffi.string(lib.bpf_map__name(raw)).decode(), raw
-        raw = lib.bpf_object__next_map(handle, raw)
-
-
-def _programs(name: str) -> list[Program]:
-    with _opened(name) as handle:
-        return [each for each, _raw in _programs_of(handle)]
+        raise BpfError(f"{path} is not on a bpffs", "mount -t bpf -o mode=700 bpf /sys/fs/bpf")
 
 
 # -- pins and links -------------------------------------------------------
@@ -276,11 +231,11 @@ def _programs(name: str) -> list[Program]:
 def _pin(name: str, directory: Path) -> None:
     """Load an object and pin what is in it."""
     maps = {path.name: path for path in (directory / "maps").iterdir()}
-    with _loaded(name, maps) as handle:
-        for each, raw in _maps_of(handle):
+    with bpfobjects.loaded(name, maps) as handle:
+        for each, raw in bpfobjects.maps_of(handle):
             if each not in maps:
                 _pin_fd(lib.bpf_map__fd(raw), directory / "maps" / each)
-        for program, raw in _programs_of(handle):
+        for program, raw in bpfobjects.programs_of(handle):
             _pin_fd(lib.bpf_program__fd(raw), directory / "progs" / program.name)
 
 
@@ -291,26 +246,38 @@ def _pin_fd(fd: int, path: Path) -> None:
 
 def _attach(directory: Path, lsm: bool) -> None:
     """Make the links that are not there, or are no longer what they were."""
+    with _root() as root:
+        top = os.fstat(root).st_ino
+        for name in bpfobjects.names(lsm):
+            for each in bpfobjects.programs(name):
+                if each.name == HEARING and not is_hearing_guarded(directory):
+                    continue
+                if each.attached and _program_problem(directory, each, top):
+                    _pin_link(directory, each, root)
+
+
+@contextmanager
+def _root() -> Iterator[int]:
+    """The root of the cgroups, open."""
     root = os.open(cgroups.v2_root(), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        top = os.fstat(root).st_ino
-        for name in _objects(lsm):
-            for each in _programs(name):
-                if not each.attached or not _program_problem(directory, each, top):
-                    continue
-                path = directory / "links" / each.name
-                path.unlink(missing_ok=True)
-                fd = program(directory, each.name)
-                try:
-                    link = _link(each, fd, root)
-                finally:
-                    os.close(fd)
-                try:
-                    _pin_fd(link, path)
-                finally:
-                    os.close(link)
+        yield root
     finally:
         os.close(root)
+
+
+def _pin_link(directory: Path, each: Program, root: int) -> None:
+    path = directory / "links" / each.name
+    path.unlink(missing_ok=True)
+    fd = program(directory, each.name)
+    try:
+        link = _link(each, fd, root)
+    finally:
+        os.close(fd)
+    try:
+        _pin_fd(link, path)
+    finally:
+        os.close(link)
 
 
 def _link(each: Program, fd: int, root: int) -> int:
@@ -326,8 +293,8 @@ def _link(each: Program, fd: int, root: int) -> int:
 
 def _has_lsm(instance: Path) -> bool:
     names = {path.name for path in (instance / "links").iterdir()}
-    return (OBJECTS / (_LSM + _SUFFIX)).exists() and any(
-        each.name in names for each in _programs(_LSM)
+    return bpfobjects.LSM in bpfobjects.names(lsm=True) and any(
+        each.name in names for each in bpfobjects.programs(bpfobjects.LSM)
     )
 
 
@@ -335,11 +302,11 @@ def _fit_lsm(instance: Path, lsm: bool) -> None:
     """Add the LSM programs to an instance that has none, or take them away."""
     if lsm == _has_lsm(instance):
         return
-    for each in _programs(_LSM):
+    for each in bpfobjects.programs(bpfobjects.LSM):
         for part in ("links", "progs"):
             (instance / part / each.name).unlink(missing_ok=True)
     if lsm:
-        _pin(_LSM, instance)
+        _pin(bpfobjects.LSM, instance)
 
 
 def _program_problem(instance: Path, each: Program, top: int) -> str:
@@ -374,13 +341,7 @@ def _drop(bpf_dir: Path) -> None:
 
 def _unpin(directory: Path) -> None:
     """Detach and unpin all of a directory; what is gone is gone."""
-    for path in directory.glob("links/*"):
-        # At once: the kernel lets an unpinned link go a moment later only.
-        fd = lib.bpf_obj_get(os.fsencode(path))
-        if fd >= 0:
-            lib.bpf_link_detach(fd)  # not of an LSM program (EOPNOTSUPP)
-            os.close(fd)
-        path.unlink(missing_ok=True)
+    detach(directory)
     for part in _PARTS:
         for path in directory.glob(f"{part}/*"):
             path.unlink(missing_ok=True)
@@ -388,3 +349,12 @@ def _unpin(directory: Path) -> None:
             (directory / part).rmdir()
     with suppress(FileNotFoundError):
         directory.rmdir()
+
+
+def _unlink(path: Path) -> None:
+    """Detach and unpin a link; at once: the kernel lets an unpinned one go a moment later only."""
+    fd = lib.bpf_obj_get(os.fsencode(path))
+    if fd >= 0:
+        lib.bpf_link_detach(fd)  # not of an LSM program (EOPNOTSUPP)
+        os.close(fd)
+    path.unlink(missing_ok=True)

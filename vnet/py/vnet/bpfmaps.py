@@ -1,6 +1,8 @@
 """eBPF maps by file descriptor: libbpf's calls, with bytes in and out."""
 
+import hashlib
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,31 @@ try:
     from vnet._bpf import ffi, lib
 except ImportError as missing:
     raise BpfError(f"libbpf cannot be used: {missing}", "apt-get install libbpf1") from missing
+
+_HEADER = Path(__file__).resolve().parents[2] / "ext/bpf/vnet_bpf.h"
+"""Where this is a tree, not what was installed from one."""
+
+
+def _unlike() -> str:
+    """What was not built from the same vnet_bpf.h as vnet._bpf; "" if all was."""
+    # One that is older than this comparison says nothing.
+    built = ffi.string(lib.VNET_HEADER).decode() if hasattr(lib, "VNET_HEADER") else ""
+    objects = Path(__file__).with_name("bpf_objects")
+    try:
+        if (objects / "header").read_text().strip() != built:
+            return f"the eBPF objects in {objects}"
+        header = _HEADER.read_bytes()
+    except FileNotFoundError as missing:
+        return "" if missing.filename == str(_HEADER) else f"the eBPF objects in {objects}"
+    return "" if hashlib.sha256(header).hexdigest()[:16] == built else f"{_HEADER} as it is now"
+
+
+if unlike := _unlike():
+    # They would read each other's structures wrongly.
+    raise BpfError(
+        f"vnet._bpf was built from another vnet_bpf.h than {unlike}",
+        "tools/setup in a tree, tools/install on a node: both are built again",
+    )
 
 __all__ = ["Map", "error", "ffi", "lib", "pinned", "table"]
 
@@ -84,6 +111,24 @@ class Map:
         if lib.bpf_map_update_batch(self.fd, keys, values, count, ffi.NULL):
             for key, value in pairs.items():
                 self.set(key, value)
+
+    def fill_array(self, first: int, values: list[int]) -> None:
+        """Write entries of an array of u64, ``first`` and those after it. Raises BpfError."""
+        n = len(values)
+        count, keys = ffi.new("uint32_t *", n), struct.pack(f"={n}I", *range(first, first + n))
+        if lib.bpf_map_update_batch(self.fd, keys, struct.pack(f"={n}Q", *values), count, ffi.NULL):
+            raise error(f"writing the eBPF map {self.name}")
+
+    def read_array(self, first: int, n: int) -> list[int]:
+        """Entries of an array of u64, ``first`` and those after it. Raises BpfError."""
+        keys, values = ffi.new("uint32_t[]", n), ffi.new("uint64_t[]", n)
+        # The batch begins behind the key that is given (generic_map_lookup_batch()).
+        before = ffi.new("uint32_t *", first - 1) if first else ffi.NULL
+        token, count = ffi.new("uint32_t *"), ffi.new("uint32_t *", n)
+        done = lib.bpf_map_lookup_batch(self.fd, before, token, keys, values, count, ffi.NULL)
+        if (done and ffi.errno != 2) or count[0] != n:  # ENOENT: to the end
+            raise error(f"reading the eBPF map {self.name}")
+        return list(values)
 
     def pin(self, path: Path) -> None:
         """Give it a name in bpffs, in place of the map that has it. Raises BpfError."""

@@ -69,10 +69,14 @@ def load(notes: Journal, paths: Paths, new: State, lsm: bool) -> list[str]:
 
 def remove_others(paths: Paths, instance: str) -> list[str]:
     """Remove the instances that no rule leads to any more."""
-    others = [path for path in bpf.instances(paths.bpf_dir) if str(path) != instance]
-    for path in others:
-        bpf.remove(path)
-    return [f"removed the eBPF programs in {path}" for path in others]
+    done = []
+    for path in bpf.instances(paths.bpf_dir):
+        if str(path) != instance:
+            # Interfaces that only the slices of back then had.
+            done += containers.remove(path, Path(instance))
+            bpf.remove(path)
+            done.append(f"removed the eBPF programs in {path}")
+    return done
 
 
 # -- the policy ---------------------------------------------------------------
@@ -112,6 +116,8 @@ def apply(notes: Journal, instance: Path, wanted: Policy) -> list[str]:
     The one before it stays whole in the other generation: undoing is one
     store too.
     """
+    if "own" in wanted.grants.values():
+        _guard_hearing(notes, instance, True)
     if same(policy.read(instance), wanted):
         return []
     notes.add("policy", instance=str(instance), control=asdict(policy.control(instance)))
@@ -120,6 +126,13 @@ def apply(notes: Journal, instance: Path, wanted: Policy) -> list[str]:
         f"put a policy in force: {len(wanted.slices)} cgroups, {len(wanted.ports)} ports and "
         f"{len(wanted.addresses)} addresses reserved"
     ]
+
+
+def _guard_hearing(notes: Journal | None, instance: Path, on: bool) -> None:
+    before = bpf.is_hearing_guarded(instance)
+    if notes and before != on:
+        notes.add("hearing", instance=str(instance), before=before)
+    bpf.guard_hearing(instance, on)
 
 
 def same(found: Policy, wanted: Policy) -> bool:
@@ -202,20 +215,39 @@ def mark_interfaces(
 # -- sockets, mode, and down --------------------------------------------------
 
 
-def adopt_sockets() -> tuple[list[str], list[str]]:
+def adopt_sockets(instance: Path, notes: Journal | None = None) -> tuple[list[str], list[str]]:
     """Give sockets that are older than the policy in force the marks it gives.
 
-    Returns (what was done, remarks).
+    Raw sockets among them that may not hear everything are kept from it, as
+    long as there are any: slices with ``deny`` get no new ones. Returns (what
+    was done, remarks). Called with the lock held.
     """
     found = adopt.adopt()
+    grants = policy.read_grants(instance)
+    _guard_hearing(
+        notes,
+        instance,
+        "own" in grants.values()
+        or found.unreached > 0
+        or any(xid and grants.get(xid) != "full" for xid in found.raw),
+    )
     done = [f"marked {found.sockets} sockets that were older"] if found.sockets else []
-    if not found.refused:
-        return done, []
-    pids = ", ".join(map(str, sorted(found.refused)[:5]))
-    return done, [
-        f"the sockets of {len(found.refused)} processes ({pids}) could not be reached; older ones "
-        "of a slice keep the mark they have: see /proc/sys/kernel/yama/ptrace_scope"
-    ]
+    remarks = []
+    if found.refused:
+        pids = ", ".join(map(str, sorted(found.refused)[:5]))
+        remarks.append(
+            f"the sockets of {len(found.refused)} processes ({pids}) could not be reached; older "
+            "ones of a slice keep the mark they have: see /proc/sys/kernel/yama/ptrace_scope"
+        )
+    if found.locked:
+        which = [f"socket:[{inode}] of process {pid}" for inode, pid in found.locked.items()]
+        more = f" and {len(which) - 5} more" if len(which) > 5 else ""
+        remarks.append(
+            f"somebody keeps {', '.join(which[:5])}{more} locked, sending from memory that does "
+            "not come (FUSE, userfaultfd): until that ends, or the process is killed, it keeps "
+            "the mark it has"
+        )
+    return done, remarks
 
 
 def switch(instance: Path, mode: Mode) -> None:
@@ -233,12 +265,15 @@ def take_away(paths: Paths, old: State | None) -> list[str]:
     """Everything of ours, after the rules that led to it. May be done again."""
     done = []
     bpf.sweep(paths.bpf_dir)
-    for instance in bpf.instances(paths.bpf_dir):
-        if instance.name == bpf.version():
-            done += containers.remove(instance)
-            # Nobody is a slice any more, and so no socket keeps a mark of ours.
-            policy.write(instance, Policy())
-            adopt.adopt()
+    # Perhaps another version's: of its maps we may know nothing.
+    instances = bpf.instances(paths.bpf_dir)
+    for instance in instances:
+        done += containers.remove(instance)
+        bpf.detach(instance)
+    if instances:
+        # Nothing gives a socket its xid any more, and so none keeps one.
+        adopt.adopt()
+    for instance in instances:
         bpf.remove(instance)
         done.append(f"removed the eBPF programs in {instance}")
     if old is None:
@@ -274,6 +309,12 @@ def _undo_policy(_paths: Paths, entry: Entry) -> None:
         adopt.adopt()
 
 
+def _undo_hearing(_paths: Paths, entry: Entry) -> None:
+    instance = Path(entry["instance"])
+    if instance.exists():
+        bpf.guard_hearing(instance, entry["before"])
+
+
 def _undo_interfaces(_paths: Paths, entry: Entry) -> None:
     instance, (old, before) = Path(entry["instance"]), entry["before"]
     if instance.exists():
@@ -290,6 +331,7 @@ UNDO = {
     "bpffs": _undo_bpffs,
     "instance": _undo_instance,
     "policy": _undo_policy,
+    "hearing": _undo_hearing,
     "reserved": _undo_reserved,
     "interfaces": _undo_interfaces,
 }

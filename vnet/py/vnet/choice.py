@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vnet import bpf, datapath, module, rules
+from vnet import bpf, datapath, iptables, module
 from vnet.datapath import DataPath
 from vnet.errors import ModuleError, NodeError, RulesError, VnetError
+from vnet.iptables import Variant
 from vnet.nodeconfig import Asked, PacketSockets
 from vnet.paths import Paths
-from vnet.rules import Variant
 
 _PACKET_CURE = (
     "boot with lsm=...,bpf on the kernel's command line; or keep packet sockets from the slices by "
@@ -89,10 +89,10 @@ def _data_path(asked: Asked, variant: Variant) -> tuple[DataPath, str]:
 def require_module() -> None:
     """Raise ModuleError or NodeError if the module's data path is bound to fail."""
     module.loadable()
-    directories = [rules.PLUGIN.parent, *rules.system_directories()]
+    directories = [iptables.PLUGIN.parent, *iptables.system_directories()]
     for directory in directories:
         plugin = directory / "libxt_MARK.so"
-        if plugin.exists() and rules.is_ours(plugin):
+        if plugin.exists() and iptables.is_ours(plugin):
             return
     raise ModuleError(
         "iptables' plugin libxt_MARK.so with --copy-xid is in none of "
@@ -110,17 +110,21 @@ def probe(kind: DataPath, variant: Variant) -> None:
     Raises RulesError with its answer. The programs are not there yet: a
     filter of one instruction stands in for each. Nothing is committed.
     """
-    for family in rules.families():
+    for family in iptables.families():
         chains = datapath.wanted(kind, Path("/"), family)
         # Reading a legacy table makes it: one that is there already serves as
         # well, but nat, in which iptables does not allow DROP.
-        there = rules.legacy_tables(family) if variant == "legacy" else []
+        there = iptables.legacy_tables(family) if variant == "legacy" else []
         table = next((name for name in there if name in ("raw", "mangle", "filter")), "mangle")
         lines = [f"*{table}", *(f":{chain.name} - [0:0]" for chain in chains)]
         for chain in chains:
             lines += [f"-A {chain.name} {rule}" for rule in _stand_in(chain.rules)]
+        # A base chain of another table would do for the jumps, but not all of them: INPUT has
+        # none in raw. So they are tried from a chain of ours, after all of these.
+        lines.insert(1, ":VNET-TRY - [0:0]")
+        lines += [f"-A VNET-TRY {rule}" for rule in _stand_in(c.jump for c in chains if c.base)]
         try:
-            rules.test(family, variant, "\n".join([*lines, "COMMIT", ""]))
+            iptables.test(family, variant, "\n".join([*lines, "COMMIT", ""]))
         except RulesError as error:
             raise RulesError(
                 f"rules that data path {kind} needs (IPv{family}): {error.message}", error.cure

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vnet.cli_common import complete_slice
 from vnet.paths import Paths
 
 if TYPE_CHECKING:
@@ -16,17 +17,6 @@ if TYPE_CHECKING:
 #: events in the table, and before those to come, where --limit says nothing
 _IN_TABLE = 100
 _BEFORE_FOLLOWING = 10
-
-
-def _complete_slice(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    from vnet import config
-    from vnet.errors import VnetError
-
-    try:
-        names = [item.name for item in config.load(ctx.find_root().params["config_dir"])]
-    except (VnetError, KeyError):
-        return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def _complete_kind(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -48,7 +38,7 @@ def _complete_kind(_ctx: click.Context, _param: click.Parameter, incomplete: str
     "--since", metavar="TIME", help="From then on: 30s, 10m, 2h, 7d ago, or ISO 8601 (local time)."
 )
 @click.option(
-    "--slice", "slice_name", metavar="NAME", shell_complete=_complete_slice,
+    "--slice", "slice_name", metavar="NAME", shell_complete=complete_slice,
     help="Who was refused.",
 )  # fmt: skip
 @click.option("--kind", shell_complete=_complete_kind, help="What was refused, see --kinds.")
@@ -244,10 +234,10 @@ _WORDS = {
     "bind": "bind to a reserved port",
     "address": "use of a reserved address",
     "port": "packet from a reserved port",
-    "foreign": "raw packet from what is not its own",
+    "foreign": "packet from what is not its own",
     "mark": "mark of another slice",
     "spoof": "packet from a foreign address",
-    "connection": "raw packet into a connection",
+    "connection": "packet into a connection",
     "snoop": "another's packet at a raw socket",
     "mptcp": "MPTCP socket",
 }

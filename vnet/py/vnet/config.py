@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -17,9 +18,10 @@ import msgspec
 
 from vnet import cgroups
 from vnet.errors import ConfigError
-from vnet.places import Keys, dotted, explain, locate
+from vnet.places import Keys, convert, dotted, locate
 
 T = TypeVar("T")
+V = TypeVar("V", bound=str | int)
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 XID_MAX = 65535
@@ -42,6 +44,7 @@ class _Slice(msgspec.Struct, forbid_unknown_fields=True):
     cgroups: Annotated[list[str], msgspec.Meta(min_length=1)]
     xid: Annotated[int, msgspec.Meta(ge=1, le=XID_MAX)] | None = None
     interfaces: list[str] = []
+    users: list[str | int] = []
     grants: _Grants = msgspec.field(default_factory=_Grants)
 
 
@@ -90,6 +93,7 @@ class Slice:
     file: Path
     line: int
     interfaces: tuple[str, ...] = ()  #: host ends of its containers' veths
+    users: tuple[str, ...] = ()  #: who may ask about its flows: names, or uids in decimal
 
     @property
     def where(self) -> str:
@@ -164,6 +168,26 @@ def interface(text: str) -> str:
     return text
 
 
+def user(value: str | int) -> str:
+    """Check who may ask about a slice's flows: a user's name, or a uid; as text.
+
+    That the user exists is not asked: on some nodes the network must be up
+    for that. Raises ValueError with the reason.
+    """
+    if isinstance(value, int):
+        # -1, as the kernel writes it, is no uid
+        if not 0 <= value < (1 << 32) - 1:
+            raise ValueError("a uid goes from 0 to 4294967294")
+        return str(value)
+    if not re.fullmatch(r"[^\s:/,\x00-\x1f\x7f-][^\s:/,\x00-\x1f\x7f]{0,255}", value):
+        raise ValueError(
+            "a user's name has 1 to 256 characters, no space, no : / or comma, no - first"
+        )
+    if value.isdecimal():
+        raise ValueError("a uid stands without quotes")
+    return value
+
+
 def files(config_dir: Path) -> list[Path]:
     """The slice files of a directory in the order they are read. No directory: none."""
     if not config_dir.exists():
@@ -173,36 +197,36 @@ def files(config_dir: Path) -> list[Path]:
 
 def load(config_dir: Path) -> list[Slice]:
     """All slices, in name order. Raises ConfigError with one line per problem."""
-    found: list[Slice] = []
+    texts: list[tuple[Path, str]] = []
     problems: list[str] = []
     for path in files(config_dir):
         try:
-            found += parse(path, path.read_text())
-        except ConfigError as error:
-            problems.append(error.message)
+            texts.append((path, path.read_text()))
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path}: cannot be read: {error}")
+    return list(_read(tuple(texts), tuple(problems)))
+
+
+@lru_cache(maxsize=1)
+def _read(texts: tuple[tuple[Path, str], ...], unread: tuple[str, ...]) -> tuple[Slice, ...]:
+    """What is in the files; once, however often one command asks (10,000 slices take a second)."""
+    found: list[Slice] = []
+    problems = list(unread)
+    for path, text in texts:
+        try:
+            found += parse(path, text)
+        except ConfigError as error:
+            problems.append(error.message)
     if not problems:
         problems = _clashes(found)
     if problems:
         raise ConfigError("\n".join(problems))
-    return sorted(found, key=lambda item: item.name)
+    return tuple(sorted(found, key=lambda item: item.name))
 
 
 def parse(path: Path, text: str) -> list[Slice]:
     """The slices of one file. Raises ConfigError, which names file, line and key."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = int(at[1]) if at else text.count("\n") + 1
-        raise ConfigError(f"{path}:{line}: not TOML: {error}") from error
-    try:
-        read = msgspec.convert(table, _File)
-    except msgspec.ValidationError as error:
-        what, at_keys = explain(str(error))
-        where = f"{path}:{locate(text, at_keys)}: {dotted(at_keys)}"
-        raise ConfigError(f"{where}: {what}") from error
+    read = convert(path, text, _File)
     lines = _headers(text, len(read.slice))
     return [
         _slice(item, path, lines[number], _Place(path, text, ["slice", number]))
@@ -218,12 +242,12 @@ class _Place:
     text: str
     keys: Keys
 
-    def error(self, key: Keys, value: str, reason: object) -> ConfigError:
+    def error(self, key: Keys, value: object, reason: object) -> ConfigError:
         keys = [*self.keys, *key]
         where = f"{self.path}:{locate(self.text, keys)}: {dotted(keys)}"
         return ConfigError(f'{where}: "{value}"{reason}')
 
-    def each(self, key: Keys, values: list[str], read: Callable[[str], T]) -> tuple[T, ...]:
+    def each(self, key: Keys, values: Iterable[V], read: Callable[[V], T]) -> tuple[T, ...]:
         """Read every value of a list. Raises ConfigError at the first that cannot be read."""
         found = []
         for value in values:
@@ -250,6 +274,7 @@ def _slice(item: _Slice, path: Path, line: int, place: _Place) -> Slice:
         file=path,
         line=line,
         interfaces=place.each(["interfaces"], item.interfaces, interface),
+        users=place.each(["users"], item.users, user),
     )
 
 
@@ -369,6 +394,10 @@ def write(item: Slice) -> str:
         lines.append(f"xid = {item.xid}")
     if item.interfaces:
         lines.append(f"interfaces = {_texts(item.interfaces)}")
+    if item.users:
+        # What is all digits was a uid, and is one again.
+        users = ", ".join(name if name.isdecimal() else _text(name) for name in item.users)
+        lines.append(f"users = [{users}]")
     if item.grants.any:
         grants = [f'raw = "{item.grants.raw}"']
         if item.grants.ports:

@@ -94,9 +94,33 @@ def apply(instance: Path, wanted: Mapping[str, int]) -> list[str]:
     return done
 
 
-def remove(instance: Path) -> list[str]:
-    """Take away all that ``apply`` has made. Returns what was done, in words. Raises BpfError."""
-    return apply(instance, {})
+def remove(instance: Path, successor: Path | None = None) -> list[str]:
+    """Take away what ``apply`` has made, with whatever version's programs.
+
+    But for what the successor has taken over. An instance whose entries cannot
+    be read says not where its filters are: they are looked for on every
+    interface, and a qdisc then stays, empty. Returns what was done, in words.
+    Raises BpfError.
+    """
+    done: list[str] = []
+    path = instance / "maps" / "interfaces"
+    if not path.exists():
+        return done
+    with pinned(path) as table:
+        known = _entries(table) if table.value_size == _ENTRY.size else None
+    if known == {}:
+        return done  # pyroute2 is slow to import
+    kept: Mapping[int, Entry] = {}
+    if successor is not None:
+        with _interfaces(successor) as table:
+            kept = _entries(table)
+    with _route() as route:
+        kernel = _Kernel(instance, route, {})
+        for name, index in kernel.indexes().items():
+            entry = Entry(0) if known is None else known.get(index)
+            if entry and index not in kept and kernel.leave(index, entry.made_clsact):
+                done.append(f"took the filters off {name}")
+    return done
 
 
 def healthy(instance: Path, wanted: Mapping[str, int]) -> list[str]:
@@ -130,20 +154,15 @@ def missing(wanted: Mapping[str, int]) -> list[str]:
 
 # -- interfaces that come ----------------------------------------------------
 
-_RTNETLINK = 0
-_RTMGRP_LINK = 1
+_RTNLGRP_LINK = 1
 _RTM_NEWLINK = 16
 _IFLA_IFNAME = 3
-_HEADER = struct.Struct("=IHHII")
 _IFINFOMSG = 16
 
 
 def listen() -> socket.socket:
     """A socket that becomes readable when an interface of this namespace comes or changes."""
-    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _RTNETLINK)
-    heard.bind((0, _RTMGRP_LINK))
-    heard.setblocking(False)
-    return heard
+    return netlink.listen(netlink.NETLINK_ROUTE, _RTNLGRP_LINK)
 
 
 def changed(heard: socket.socket) -> set[str] | None:
@@ -151,34 +170,15 @@ def changed(heard: socket.socket) -> set[str] | None:
 
     None: the kernel had more to tell than the socket holds; look at all.
     """
-    names: set[str] = set()
-    while True:
-        try:
-            data = heard.recv(1 << 16)
-        except BlockingIOError:
-            return names
-        except OSError:  # ENOBUFS: some were lost
-            _drain(heard)
-            return None
-        at = 0
-        while at + _HEADER.size <= len(data):
-            length, kind, *_ = _HEADER.unpack_from(data, at)
-            if length < _HEADER.size:
-                break
-            if kind == _RTM_NEWLINK:
-                found = netlink.attrs(data[at + _HEADER.size + _IFINFOMSG : at + length])
-                names.add(found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"))
-            at += (length + 3) & ~3
-
-
-def _drain(heard: socket.socket) -> None:
-    while True:
-        try:
-            heard.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError:
-            continue
+    told = list(netlink.notices(heard))
+    if None in told:
+        return None
+    names = set[str]()
+    for kind, body in filter(None, told):
+        if kind == _RTM_NEWLINK:
+            found = netlink.attrs(body[_IFINFOMSG:])
+            names.add(found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"))
+    return names
 
 
 # -- the kernel's side -------------------------------------------------------
@@ -202,15 +202,19 @@ def _entries(table: Map) -> dict[int, Entry]:
 
 @contextmanager
 def _kernel(instance: Path) -> Iterator["_Kernel"]:
-    from pyroute2 import IPRoute
-
     programs = {name: bpf.program(instance, name) for name in _SIDES}
     try:
-        with IPRoute() as route:
+        with _route() as route:
             yield _Kernel(instance, route, programs)
     finally:
         for fd in programs.values():
             os.close(fd)
+
+
+def _route() -> Any:
+    from pyroute2 import IPRoute
+
+    return IPRoute()
 
 
 @dataclass(frozen=True)

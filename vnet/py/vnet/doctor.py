@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vnet import doctor_host, marks, rules, sysctls
+from vnet import doctor_host, iptables, marks, rules, sysctls
 from vnet.datapath import OURS, Family
 from vnet.errors import VnetError
 from vnet.findings import Finding
@@ -35,11 +35,11 @@ def examine(paths: Paths) -> list[Finding]:
 
 
 def _rules() -> Iterator[Finding]:
-    texts: dict[tuple[Family, rules.Variant], str] = {}
-    for family in rules.families():
-        for variant in rules.VARIANTS:
+    texts: dict[tuple[Family, iptables.Variant], str] = {}
+    for family in iptables.families():
+        for variant in iptables.VARIANTS:
             try:
-                texts[family, variant] = rules.save_all(family, variant)
+                texts[family, variant] = iptables.save_all(family, variant)
             except VnetError as error:
                 yield Finding(
                     "rules-unreadable",
@@ -58,7 +58,7 @@ def _rules() -> Iterator[Finding]:
 
 
 def _writers(
-    texts: dict[tuple[Family, rules.Variant], str], ruleset: dict[str, Any]
+    texts: dict[tuple[Family, iptables.Variant], str], ruleset: dict[str, Any]
 ) -> Iterator[Finding]:
     own = frozenset(chain for _table, chain in OURS)
     writes = [
@@ -99,7 +99,7 @@ def _writers(
             )
 
 
-def _readers(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
+def _readers(texts: dict[tuple[Family, iptables.Variant], str]) -> Iterator[Finding]:
     own = frozenset(chain for _table, chain in OURS)
     found = [
         f"IPv{family} ({variant}): {line}"
@@ -143,7 +143,10 @@ def _routing() -> Iterator[Finding]:
 def _ip_rules(family: str) -> list[str]:
     try:
         done = subprocess.run(
-            ["ip", family, "rule", "show"], capture_output=True, text=True, env=rules.environment()
+            ["ip", family, "rule", "show"],
+            capture_output=True,
+            text=True,
+            env=iptables.environment(),
         )
     except FileNotFoundError:
         return []
@@ -159,7 +162,7 @@ def _low_fwmark(line: str) -> bool:
 
 
 def _untracked(
-    texts: dict[tuple[Family, rules.Variant], str], ruleset: dict[str, Any]
+    texts: dict[tuple[Family, iptables.Variant], str], ruleset: dict[str, Any]
 ) -> Iterator[Finding]:
     found = [line for text in texts.values() for line in marks.untracked_in_save(text)]
     found += marks.untracked_in_nft(ruleset)
@@ -173,11 +176,11 @@ def _untracked(
         )
 
 
-def _mixed(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
-    for family in rules.families():
+def _mixed(texts: dict[tuple[Family, iptables.Variant], str]) -> Iterator[Finding]:
+    for family in iptables.families():
         legacy, nft = (
             any(line.startswith("-A ") for line in texts.get((family, variant), "").splitlines())
-            for variant in rules.VARIANTS
+            for variant in iptables.VARIANTS
         )
         if legacy and nft:
             yield Finding(
@@ -191,20 +194,27 @@ def _mixed(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
             )
 
 
-def _places(texts: dict[tuple[Family, rules.Variant], str]) -> Iterator[Finding]:
+def _places(texts: dict[tuple[Family, iptables.Variant], str]) -> Iterator[Finding]:
     for (family, variant), text in texts.items():
         for name, table in rules.read(text).items():
-            for chain, places in table.jumps.items():
-                if places != [1]:
-                    yield Finding(
-                        "not-first",
-                        "problem",
-                        f"IPv{family} ({variant}): {OURS[name, chain]} in table {name} jumps to "
-                        f"{chain} from place {', '.join(map(str, places))}, not from the first",
-                        "rules before it that log or classify by mark see packets without an owner",
-                        "vnet up puts it first again; order vnet.service after what adds those "
-                        "rules",
-                    )
+            for base in dict.fromkeys(OURS[name, chain] for chain in table.jumps):
+                jumps = sorted(
+                    (place, chain)
+                    for chain, found in table.jumps.items()
+                    for place, _condition in found
+                    if OURS[name, chain] == base
+                )
+                if [place for place, _chain in jumps] == list(range(1, len(jumps) + 1)):
+                    continue
+                words = ", ".join(f"to {chain} from place {place}" for place, chain in jumps)
+                yield Finding(
+                    "not-first",
+                    "problem",
+                    f"IPv{family} ({variant}): {base} in table {name} jumps {words}, not from the "
+                    "first",
+                    "rules before it that log or classify by mark see packets without an owner",
+                    "vnet up puts it first again; order vnet.service after what adds those rules",
+                )
 
 
 def _nft() -> dict[str, Any]:
@@ -213,7 +223,7 @@ def _nft() -> dict[str, Any]:
             ["nft", "-j", "list", "ruleset"],
             capture_output=True,
             text=True,
-            env=rules.environment(),
+            env=iptables.environment(),
         )
     except FileNotFoundError:
         return {}  # no nft: then nobody wrote native rules with it either

@@ -1,11 +1,13 @@
 """What ``vnet doctor`` finds in the host itself: kernel, cgroups, files, connection tracking."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vnet import bpf, cgroups, choice, config, guard, module, nodeconfig, rules, sysctls
+from vnet import bpf, cgroups, choice, config, guard, iptables, module, nodeconfig, sysctls
 from vnet import state as states
+from vnet.datapath import OURS
 from vnet.errors import ConfigError, ModuleError, NodeError
 from vnet.findings import Finding
 from vnet.paths import Paths
@@ -53,7 +55,7 @@ def _data_path(paths: Paths) -> Iterator[Finding]:
             "advice",
             f"{paths.bpf_dir} is not on a bpffs",
             "the eBPF programs are kept there; `vnet up` mounts one on /sys/fs/bpf",
-            "mount -t bpf bpf /sys/fs/bpf",
+            "mount -t bpf -o mode=700 bpf /sys/fs/bpf",
         )
     if module.loaded():
         return
@@ -189,11 +191,11 @@ def _plugin(_paths: Paths) -> Iterator[Finding]:
         module.loadable()
     except ModuleError:
         return  # then no rule of ours says --copy-xid
-    directories = rules.system_directories()
+    directories = iptables.system_directories()
     for directory in directories:
         plugin = directory / "libxt_MARK.so"
         if plugin.exists():
-            if rules.is_ours(plugin):
+            if iptables.is_ours(plugin):
                 return
             break
     target = directories[0] if directories else Path("/usr/lib/xtables")
@@ -204,7 +206,7 @@ def _plugin(_paths: Paths) -> Iterator[Finding]:
         "while our rules are in place, others' `iptables-save` and `iptables -S` stop at them "
         "half-way, and what they restore later may lack rules",
         f"dpkg-divert --local --rename --add {target}/libxt_MARK.so && "
-        f"install -m 644 {rules.PLUGIN} {target}/",
+        f"install -m 644 {iptables.PLUGIN} {target}/",
     )
 
 
@@ -213,10 +215,42 @@ def _node(paths: Paths) -> Iterator[Finding]:
         yield Finding(
             "half-done",
             "problem",
-            "an `up` was killed half-way, and what it did is still there",
+            "a command was killed half-way, and what it did is still there",
             "some packets may be marked and others not",
             "vnet up, or vnet down: either undoes it first",
         )
+
+
+#: what is loaded before `vnet up`: of netfilter-persistent, of iptables-services, of nftables
+_SAVED = (
+    "iptables/rules.v4",
+    "iptables/rules.v6",
+    "sysconfig/iptables",
+    "sysconfig/ip6tables",
+    "nftables.conf",
+)
+
+
+def saved_rules(_paths: Paths) -> Iterator[Finding]:
+    """Rules of ours in files from which a host loads its own at boot."""
+    ours = re.compile(rf"\b({'|'.join({chain for _table, chain in OURS})})\b")
+    for name in _SAVED:
+        file = Path("/etc", name)
+        try:
+            text = file.read_text(errors="replace")
+        except OSError:
+            continue
+        if ours.search(text):
+            yield Finding(
+                "saved-rules",
+                "problem",
+                f"{file} holds rules of ours, saved while the node was up",
+                "at boot it is loaded before `vnet up`: the programs that they name are not there, "
+                "and so nothing of the file is loaded; the host is left without its own rules",
+                "take out the chains VNET-* and the rules that jump to them"
+                if file.suffix == ".conf"
+                else f"sed -i /VNET-/d {file}; after each time that they are saved",
+            )
 
 
 EXAMINATIONS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (
@@ -226,5 +260,6 @@ EXAMINATIONS: tuple[Callable[[Paths], Iterator[Finding]], ...] = (
     _config,
     _conntrack,
     _plugin,
+    saved_rules,
     _node,
 )

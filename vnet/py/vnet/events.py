@@ -36,25 +36,31 @@ COMPLAIN_EVERY = 60.0
 KINDS: dict[str, str] = {
     "raw": 'A raw socket, of a slice with `raw = "deny"` (EACCES), or a packet of one that it '
     "still has (dropped).",
-    "packet": "A packet or XDP socket, which sees everybody's packets, of a slice without "
+    "packet": "A packet or XDP socket, which sees everybody's packets, or a socket of another "
+    "family that sends frames past all rules (PPPoE, LLC), of a slice without "
     '`raw = "full"` (EACCES).',
     "bind": "bind() to a port that is reserved to somebody else (EACCES).",
     "address": "Somebody else's reserved address: bind() to it (EACCES), or a packet from it "
     "(dropped).",
     "port": "A packet from a port that is reserved to somebody else (dropped).",
     "foreign": "A packet of a raw socket that is not from its own ports, of a slice with "
-    '`raw = "own"` (dropped).',
+    '`raw = "own"`, or of a UDP socket from another address than the one bound to (dropped).',
     "mark": "Another slice's number as a mark: on a socket (its own number is set instead), or "
     "on a packet (dropped).",
     "spoof": "A slice's packet from an address that this node does not have (dropped).",
-    "connection": "A packet of a raw socket in another slice's connection (dropped).",
-    "snoop": "Somebody else's packet on its way to a raw socket (which does not get it).",
+    "connection": "A packet of a raw socket, or of a UDP socket that is bound elsewhere, in "
+    "another slice's connection (dropped).",
+    "snoop": "Somebody else's packet on its way to a raw or ping socket (which does not get it), "
+    "or the option of a raw socket for the errors about others' packets (which stays off).",
     "mptcp": "A socket of a protocol whose packets the kernel sends through sockets of its own: "
-    "MPTCP (EPROTONOSUPPORT; programs take TCP then), SMC, RxRPC, RDS (EAFNOSUPPORT).",
+    "MPTCP (EPROTONOSUPPORT; programs take TCP then), SMC, RxRPC, RDS, TIPC (EAFNOSUPPORT).",
 }
 
-#: linux/socket.h; Python knows the first three
-_FAMILIES = {2: "ipv4", 10: "ipv6", 17: "packet", 21: "rds", 33: "rxrpc", 43: "smc", 44: "xdp"}
+#: linux/socket.h; Python does not know all
+_FAMILIES = {
+    2: "ipv4", 10: "ipv6", 17: "packet", 21: "rds", 24: "pppox", 26: "llc", 29: "can", 30: "tipc",
+    31: "bluetooth", 33: "rxrpc", 43: "smc", 44: "xdp",
+}  # fmt: skip
 _TYPES = {1: "stream", 2: "dgram", 3: "raw", 4: "rdm", 5: "seqpacket", 6: "dccp", 10: "packet"}
 _PROTOCOLS = {
     0: "ip", 1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp",
@@ -176,10 +182,11 @@ def naming(paths: Paths) -> Iterator[Namer]:
 def reading(paths: Paths, wait: bool) -> Iterator[bool]:
     """Be the one reader of the ring; False if somebody else is and we do not wait.
 
-    The lock is that of the directory in which the log lies.
+    The lock is a file that only root can open: whoever can open one can hold it.
     """
-    paths.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(paths.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for directory in (paths.state_dir, paths.run_dir):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(paths.run_dir / "events.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -75,7 +75,7 @@ def _try(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def guarded(work: Callable[[], Result], undo: Callable[[], None]) -> Result:
+def guarded(work: Callable[[], Result], undo: Callable[[], object]) -> Result:
     """Do ``work`` in a child and return its result; undone if it does not end well.
 
     Raises what the work raised (as the same VnetError, by way of JSON), or
@@ -114,6 +114,7 @@ def guarded(work: Callable[[], Result], undo: Callable[[], None]) -> Result:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
     result: Result = json.loads(report)
     if "error" in result:
         kind = getattr(errors, result["error"], errors.NodeError)
@@ -123,7 +124,9 @@ def guarded(work: Callable[[], Result], undo: Callable[[], None]) -> Result:
     return result
 
 
-def _work(guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], None]) -> NoReturn:
+def _work(
+    guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], object]
+) -> NoReturn:
     """The worker's whole life; never returns into the caller's code."""
     code = 1
     try:
@@ -138,8 +141,7 @@ def _work(guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], 
             result = work()
             code = 0
         except BaseException as error:
-            for number in _STOPS:
-                signal.signal(number, signal.SIG_IGN)
+            ignore_stops()
             _end_children()
             result = _report(error, undo)
         with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as out:
@@ -148,7 +150,7 @@ def _work(guard: int, pipe: int, work: Callable[[], Result], undo: Callable[[], 
         os._exit(code)
 
 
-def _report(error: BaseException, undo: Callable[[], None]) -> Result:
+def _report(error: BaseException, undo: Callable[[], object]) -> Result:
     known = (
         error
         if isinstance(error, errors.VnetError)
@@ -161,6 +163,12 @@ def _report(error: BaseException, undo: Callable[[], None]) -> Result:
             f"{known.message}\nand then, undoing it: {second.message}", second.cure
         )
     return {"error": type(known).__name__, "message": known.message, "cure": known.cure}
+
+
+def ignore_stops() -> None:
+    """For the worker: what it has done stands, whatever signal comes now."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vnet.errors import NodeError
+
 Entry = dict[str, Any]
 
 
@@ -43,7 +45,7 @@ class Journal:
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries in order; none if there is no journal.
+    """The entries in order; none if there is no journal. Raises NodeError if it is damaged.
 
     A last line cut short is one whose step was not begun.
     """
@@ -51,4 +53,17 @@ def read(path: Path) -> list[Entry]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1]]
+    entries = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or "step" not in entry:
+            raise NodeError(
+                f"{path}:{number}: no line of a journal: what a killed command had begun cannot be "
+                "undone by it",
+                f"move {path} away, then `vnet down` and `vnet up`: they go by what they find",
+            )
+        entries.append(entry)
+    return entries

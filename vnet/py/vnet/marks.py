@@ -36,12 +36,14 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _others(text: str, own: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """(table, rule) of iptables-save's text, without the rules in chains ``own``."""
+    """(table, rule) of iptables-save's text, without the rules in or to chains ``own``."""
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:]
-        if line.startswith("-A ") and line.split(" ", 2)[1] not in own:
+        # A rule's target comes last, and a chain as target has no options.
+        words = line.split()
+        if words[:1] == ["-A"] and words[1] not in own and words[-1] not in own:
             yield table, line
 
 

@@ -1,6 +1,6 @@
-"""Netlink messages as bytes, and one socket to send and receive them.
+"""Netlink messages as bytes, a socket to ask by, and one to hear notices by.
 
-Only what ``copyxid`` and ``nftables`` need, and fast: 10,000 table entries go
+Only what this package needs, and fast: 10,000 table entries go
 out in a few dozen system calls. Layout: RFC 3549 section 2.2 and the kernel's
 include/uapi/linux/netlink.h.
 """
@@ -14,6 +14,7 @@ from types import TracebackType
 
 from vnet.errors import NetlinkError
 
+NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 NETLINK_GENERIC = 16
 
@@ -30,6 +31,7 @@ NLMSG_ERROR = 2
 NLMSG_DONE = 3
 
 _SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_CAP_ACK = 10
 _SO_RCVBUFFORCE = 33
 _HEADER = struct.Struct("=IHHII")
@@ -58,6 +60,34 @@ def attrs(data: bytes) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[at + 4 : at + length]
         at += (length + 3) & ~3
     return found
+
+
+def listen(protocol: int, group: int) -> socket.socket:
+    """A socket that becomes readable when the kernel tells a multicast group something."""
+    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    heard.bind((0, 0))
+    heard.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+    heard.setblocking(False)
+    return heard
+
+
+def notices(heard: socket.socket) -> Iterator[tuple[int, bytes] | None]:
+    """Kind and body of each message that waits; None: there were more than the socket holds."""
+    while True:
+        try:
+            data = heard.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS
+            yield None
+            continue
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, *_ = _HEADER.unpack_from(data, at)
+            if length < _HEADER.size:
+                break
+            yield kind, data[at + _HEADER.size : at + length]
+            at += (length + 3) & ~3
 
 
 class Message:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vnet import (
     config,
     copyxid,
     guard,
+    iptables,
     module,
     nftables,
     nodeconfig,
@@ -22,17 +23,16 @@ from vnet import (
     sysctls,
 )
 from vnet import choice as choosing
-from vnet import datapath as datapaths
 from vnet import state as states
 from vnet.choice import Choice
 from vnet.config import Slice
 from vnet.datapath import Family
-from vnet.errors import NodeError, UsageError, VnetError
+from vnet.errors import NodeError, UsageError
+from vnet.iptables import Variant, families
 from vnet.journal import Journal
 from vnet.nodeconfig import Asked, Mode, NodeConfig
 from vnet.paths import Paths
 from vnet.registry import Assignment, Request
-from vnet.rules import Variant, families
 from vnet.state import State
 
 
@@ -63,24 +63,24 @@ def up(
     settings = nodeconfig.load(paths.node_config)
     require_root("up")
     root = cgroups.v2_root()
-    _choose(paths, settings, variant, datapath)
+    before, choice = settings, _choose(paths, settings, variant, datapath)
+    state = states.text(paths.state)
     with guard.lock(paths):
         recovered = steps.undo(paths)
         # As it is now that nobody else changes it.
         slices = config.load(paths.config_dir)
         settings = nodeconfig.load(paths.node_config)
-        choice = _choose(paths, settings, variant, datapath)
+        if recovered or (settings, states.text(paths.state)) != (before, state):
+            choice = _choose(paths, settings, variant, datapath)
         result = guard.guarded(
-            lambda: _up(paths, slices, root, settings.mode, choice, rest_ns), lambda: _undo(paths)
+            lambda: _up(paths, slices, root, settings.mode, choice, rest_ns),
+            lambda: steps.undo(paths),
         )
         outcome = Outcome(result["done"], result["remarks"])
         outcome.variant, outcome.datapath, outcome.why = choice.variant, choice.datapath, choice.why
-        ended = [registry.Tenure(*row) for row in result["ended"]]
-        if ended:
-            registry.release(paths.registry, ended, time.time_ns())
         outcome.done += _leave_behind(paths)
     if recovered:
-        outcome.remarks.insert(0, "an `up` that had been killed half-way was undone first")
+        outcome.remarks.insert(0, "what a killed command had done half-way was undone first")
     return outcome
 
 
@@ -90,14 +90,10 @@ def _choose(
     old = states.load(paths.state)
     return choosing.choose(
         datapath or settings.datapath,
-        variant or (old.variant if old else rules.suitable()),
+        variant or (old.variant if old else iptables.suitable()),
         settings.packet_sockets,
         paths,
     )
-
-
-def _undo(paths: Paths) -> None:
-    steps.undo(paths)
 
 
 def _up(
@@ -108,27 +104,30 @@ def _up(
     new = states.load(paths.state) or State(since=time.time_ns(), variant=choice.variant)
     new.variant, new.datapath, new.why = choice.variant, choice.datapath, choice.why
     new.mode, new.packet_sockets = mode, "guarded" if choice.lsm else "unguarded"
-    assignment = registry.assign(paths.registry, requests(slices), time.time_ns(), rest_ns)
     notes = Journal(paths.journal)
+    assignment = steps.assign(notes, paths, requests(slices), rest_ns)
     wanted, xids = entries(root, slices, assignment)
-    # The programs first: they are what a kernel may refuse.
+    # Of the kernel's side the programs first: they are what it may refuse.
     done = bpfsteps.mount(notes, paths, new)
     done += bpfsteps.load(notes, paths, new, choice.lsm)
     if new.datapath == "module":
         done += steps.load_module(notes, new)
         done += steps.fill_table(notes, wanted, xids, root)
     done += _guard(notes, old, new, slices, assignment, wanted, root)
+    # What is made from now on is marked from birth; what is older must be
+    # marked before the rules come, since they drop what has no mark (vnet_gate).
+    adopted, _unreached = bpfsteps.adopt_sockets(Path(new.instance), notes)
+    done += adopted
     done += steps.set_sysctls(notes, new)
     installed, remarks = _rules(notes, new)
     done += installed
-    # Last: what is made from now on is marked from birth.
-    adopted, unreached = bpfsteps.adopt_sockets()
+    # And what was on its way then: accepted meanwhile, or handed over.
+    adopted, unreached = bpfsteps.adopt_sockets(Path(new.instance), notes)
     done += adopted
     remarks += unreached
     steps.write_state(notes, paths, new, old_text)
-    # From here on the node is up: without a journal nothing will be undone.
-    notes.close()
-    paths.journal.unlink(missing_ok=True)
+    steps.release(paths, assignment)
+    steps.finish(paths, notes)
     if 6 not in families():
         remarks.append("this kernel has no IPv6: rules for IPv4 only")
     if not choice.lsm:
@@ -138,8 +137,7 @@ def _up(
         )
     if mode == "observe":
         remarks.append("the guard observes: it reports, and refuses nothing")
-    ended = [[t.xid, t.slice, t.since, t.until] for t in assignment.ended]
-    return {"done": done, "remarks": remarks, "ended": ended}
+    return {"done": done, "remarks": remarks}
 
 
 def _rules(notes: Journal, new: State) -> tuple[list[str], list[str]]:
@@ -148,12 +146,7 @@ def _rules(notes: Journal, new: State) -> tuple[list[str], list[str]]:
         notes,
         new,
         new.variant,
-        {
-            family: datapaths.wanted(
-                new.datapath, Path(new.instance), family, containers=bool(new.interfaces)
-            )
-            for family in families()
-        },
+        {family: states.chains(new, family) for family in families()},
     )
 
 
@@ -216,7 +209,7 @@ def down(paths: Paths) -> Outcome:
         return outcome
     with guard.lock(paths):
         if steps.undo(paths):
-            outcome.done.append("undid an `up` that had been killed half-way")
+            outcome.done.append("undid what a killed command had done half-way")
         old = states.load(paths.state)
         for family, variant in _rules_left():
             rules.change(family, variant, rules.snapshot(family, variant), rules.NOTHING)
@@ -242,13 +235,13 @@ def _rules_left() -> list[tuple[Family, Variant]]:
     return [
         (family, variant)
         for family in families()
-        for variant in rules.VARIANTS
+        for variant in iptables.VARIANTS
         if not rules.is_empty(rules.snapshot(family, variant))
     ]
 
 
 def _tidy_nft(old: State) -> None:
-    for family in rules.FAMILIES:
+    for family in iptables.FAMILIES:
         if made := old.made.get(str(family)):
             nftables.remove_if_empty(family, made.tables, made.chains)
 
@@ -281,7 +274,7 @@ def guard_mode(paths: Paths, wanted: Mode | None = None) -> tuple[Mode, Mode]:
 
 def requests(slices: Iterable[Slice]) -> list[Request]:
     """What the registry is asked for these slices."""
-    return [Request(item.name, item.xid, item.where) for item in slices]
+    return [Request(item.name, item.xid, item.where, item.users) for item in slices]
 
 
 def entries(
@@ -299,26 +292,39 @@ def add_slice(paths: Paths, new: Slice, rest_ns: int = registry.REST_NS) -> tupl
     ConflictError; then nothing was changed.
     """
     require_root("slice add")
+    xids, is_up = add_slices(paths, [new], rest_ns)
+    return xids[new.name], is_up
+
+
+def add_slices(
+    paths: Paths, new: list[Slice], rest_ns: int = registry.REST_NS
+) -> tuple[dict[str, int], bool]:
+    """Several slices at once, all in one file. Returns ({name: xid}, whether the node is up).
+
+    Raises UsageError, ConfigError, ConflictError; then nothing was changed.
+    """
+    [file] = {item.file for item in new}
+    names = {item.name for item in new}
     with guard.lock(paths):
         steps.undo(paths)
         present = config.load(paths.config_dir)
         for item in present:
-            if item.name == new.name:
+            if item.name in names:
                 raise UsageError(
-                    f"slice {new.name}: is there already: {item.where}",
+                    f"slice {item.name}: is there already: {item.where}",
                     "edit that file, then `vnet up`",
                 )
-        if new.file.exists():
+        if file.exists():
             raise UsageError(
-                f"{new.file}: is there already", "name the slice otherwise, or move that file away"
+                f"{file}: is there already", "name the slice otherwise, or move that file away"
             )
-        config.check([*present, new])
+        config.check([*present, *new])
         paths.config_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        assignment = _apply(paths, [*present, new], rest_ns)
-        # Last, since `vnet watch` reads the file as soon as it is there and
-        # looks the number up.
-        states.replace(new.file, config.write(new))
-    return assignment.xids[new.name], paths.state.exists()
+        content = "".join(map(config.write, new))
+        result = _change(
+            paths, [*present, *new], rest_ns, lambda notes: steps.add_file(notes, file, content)
+        )
+    return {name: result["xids"][name] for name in names}, paths.state.exists()
 
 
 def remove_slice(
@@ -340,43 +346,61 @@ def remove_slice(
                 f"{found.where}: holds other slices too ({', '.join(others[:5])})",
                 f"take slice {name} out of that file, then `vnet up`",
             )
-        content = found.file.read_text()
-        found.file.unlink()
-        try:
-            assignment = _apply(paths, [item for item in present if item.name != name], rest_ns)
-        except VnetError:
-            states.replace(found.file, content)
-            raise
-    xid = next((tenure.xid for tenure in assignment.ended if tenure.slice == name), None)
-    return xid, paths.state.exists()
+        result = _without(paths, present, found.file, rest_ns)
+    return result["ended"].get(name), paths.state.exists()
 
 
-def _apply(paths: Paths, slices: list[Slice], rest_ns: int) -> Assignment:
-    """Registry and, on a node that is up, the table, in step with these slices."""
-    assignment = registry.assign(paths.registry, requests(slices), time.time_ns(), rest_ns)
+def remove_file(paths: Paths, file: Path, rest_ns: int = registry.REST_NS) -> None:
+    """Remove all slices of a file. Raises ConfigError and what the kernel's side raises."""
+    with guard.lock(paths):
+        steps.undo(paths)
+        _without(paths, config.load(paths.config_dir), file, rest_ns)
+
+
+def _without(paths: Paths, present: list[Slice], file: Path, rest_ns: int) -> guard.Result:
+    """Take a file and its slices away."""
+    file.lstat()  # FileNotFoundError: somebody else has
+    left = [item for item in present if item.file != file]
+    result = _change(paths, left, rest_ns, lambda notes: steps.put_aside(notes, file))
+    steps.aside(file).unlink(missing_ok=True)
+    return result
+
+
+def _change(
+    paths: Paths, slices: list[Slice], rest_ns: int, file: Callable[[Journal], None]
+) -> guard.Result:
+    """Registry, ``file`` and, on a node that is up, the kernel's side, in step; or none of them.
+
+    Returns {"xids": {slice: xid}, "ended": the same of those that are no more}.
+    """
+    return guard.guarded(lambda: _apply(paths, slices, rest_ns, file), lambda: steps.undo(paths))
+
+
+def _apply(
+    paths: Paths, slices: list[Slice], rest_ns: int, file: Callable[[Journal], None]
+) -> guard.Result:
+    """The steps, in order; runs in the guarded worker."""
+    notes = Journal(paths.journal)
+    assignment = steps.assign(notes, paths, requests(slices), rest_ns)
+    file(notes)
     new = states.load(paths.state)
     if new is not None:
         root, old_text = cgroups.v2_root(), states.text(paths.state)
         old = states.load(paths.state)
-        notes = Journal(paths.journal)
         wanted, xids = entries(root, slices, assignment)
-        try:
-            _guard(notes, old, new, slices, assignment, wanted, root)
-            if old and bool(old.interfaces) != bool(new.interfaces):
-                _rules(notes, new)  # FORWARD counts from now on, or no more
-            if new.datapath == "module":
-                steps.fill_table(notes, wanted, xids, root)
-            bpfsteps.adopt_sockets()
-            steps.write_state(notes, paths, new, old_text)
-        except VnetError:
-            steps.undo(paths)
-            raise
-        finally:
-            notes.close()
-        paths.journal.unlink(missing_ok=True)
-    if assignment.ended:
-        registry.release(paths.registry, assignment.ended, time.time_ns())
-    return assignment
+        _guard(notes, old, new, slices, assignment, wanted, root)
+        if old and bool(old.interfaces) != bool(new.interfaces):
+            _rules(notes, new)  # FORWARD counts from now on, or no more
+        if new.datapath == "module":
+            steps.fill_table(notes, wanted, xids, root)
+        bpfsteps.adopt_sockets(Path(new.instance), notes)
+        steps.write_state(notes, paths, new, old_text)
+    steps.release(paths, assignment)
+    steps.finish(paths, notes)
+    return {
+        "xids": assignment.xids,
+        "ended": {tenure.slice: tenure.xid for tenure in assignment.ended},
+    }
 
 
 def require_root(what: str) -> None:

@@ -1,7 +1,5 @@
 """The node's own settings from vnet.toml. docs/config.md is the reference of the format."""
 
-import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from vnet.errors import ConfigError
-from vnet.places import dotted, explain, locate
+from vnet.places import convert
 
 Asked = Literal["auto", "module", "bpf"]
 Mode = Literal["enforce", "observe"]
@@ -43,15 +41,5 @@ def load(path: Path) -> NodeConfig:
         return NodeConfig()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = int(at[1]) if at else text.count("\n") + 1
-        raise ConfigError(f"{path}:{line}: not TOML: {error}") from error
-    try:
-        found = msgspec.convert(values, _File)
-    except msgspec.ValidationError as error:
-        what, keys = explain(str(error))
-        raise ConfigError(f"{path}:{locate(text, keys)}: {dotted(keys)}: {what}") from error
+    found = convert(path, text, _File)
     return NodeConfig(found.datapath, found.guard.mode, found.guard.packet_sockets)

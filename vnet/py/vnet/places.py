@@ -1,13 +1,36 @@
-"""Where in a TOML file a value is written, and msgspec's complaints in our words."""
+"""Read TOML into a structure; where in the file a value is; msgspec's complaints in our words."""
 
 import re
+import tomllib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
+import msgspec
+
+from vnet.errors import ConfigError
+
+T = TypeVar("T")
 Keys = list[str | int]
 
 _REASON = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+
+
+def convert(path: Path, text: str, kind: type[T]) -> T:
+    """A file's TOML as ``kind``. Raises ConfigError, which names file, line and key."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = int(at[1]) if at else text.count("\n") + 1
+        raise ConfigError(f"{path}:{line}: not TOML: {error}") from error
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        what, keys = explain(str(error))
+        raise ConfigError(f"{path}:{locate(text, keys)}: {dotted(keys)}: {what}") from error
 
 
 def explain(message: str) -> tuple[str, Keys]:

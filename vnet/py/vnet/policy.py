@@ -6,7 +6,6 @@ policy, the old or the new. Writers take turns by vnet's lock (``guard.lock``).
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal
 
-from vnet import cgroups
-from vnet.bpfmaps import Map, Pairs, error, lib, pinned, table
+from vnet import owners
+from vnet.bpfmaps import Map, Pairs, lib, pinned, table
 from vnet.copyxid import Entry
 
 Address = IPv4Address | IPv6Address
@@ -96,16 +95,26 @@ def read(instance: Path) -> Policy:
     with _maps(instance) as maps:
         now = maps.control()
         held = {name: maps.inner(name, now.generation) for name in _TABLES}
-        number = {value: name for name, value in RAW.items()}
         return Policy(
             slices={_U64.unpack(k)[0]: _U32.unpack(v)[0] for k, v in held["slices"].items()},
-            grants={_U32.unpack(k)[0]: number[_U32.unpack(v)[0]]
-                    for k, v in held["grants"].items()},
+            grants=_grants_back(held["grants"]),
             ports=_ports_back(held["ports"]),
             addresses={_address_back(k): _U32.unpack(v)[0]
                        for k, v in held["addresses"].items()},
             observe=now.observe,
         )  # fmt: skip
+
+
+def differences(instance: Path) -> list[str]:
+    """Where what programs look at before the tables does not fit the tables. Raises BpfError."""
+    with _maps(instance) as maps:
+        return list(maps.differences())
+
+
+def read_grants(instance: Path) -> dict[int, Raw]:
+    """{xid: its grant} of the policy in force; absent: deny. Raises BpfError."""
+    with _maps(instance) as maps:
+        return _grants_back(maps.inner("grants", maps.control().generation))
 
 
 class Slices:
@@ -119,7 +128,7 @@ class Slices:
         with _maps(self._instance) as maps:
             found = maps.inner("slices", maps.control().generation)
         ids = [(_U64.unpack(k)[0], _U32.unpack(v)[0]) for k, v in found.items()]
-        levels = _levels(number for number, _xid in ids)
+        levels = owners.levels(number for number, _xid in ids)
         return {n: Entry(n, xid, levels.get(n, 0)) for n, xid in ids}
 
     def set_many(self, entries: Mapping[int, int]) -> dict[int, int]:
@@ -127,7 +136,7 @@ class Slices:
 
         ENOENT there means that the cgroup is gone, which is nobody's mistake.
         """
-        levels = _levels(entries)
+        levels = owners.levels(entries)
         refused = {number: errno.ENOENT for number in entries if number not in levels}
         good = {number: xid for number, xid in entries.items() if number in levels}
         with _maps(self._instance) as maps:
@@ -135,12 +144,15 @@ class Slices:
             with maps.open_inner("slices", now) as slices:
                 if slices is not None:
                     # The level first: an entry whose level is not looked at is none.
-                    maps.add_levels(now, _bits(levels[number] for number in good))
+                    maps.add_levels(now, owners.bits(levels[number] for number in good))
+                    owners.clear(maps.directory, now, good)
                     left = {
                         number: code
                         for number, xid in good.items()
                         if (code := slices.try_set(_U64.pack(number), _U32.pack(xid)))
                     }
+                    added = {n: xid for n, xid in good.items() if n not in left}
+                    owners.add(maps.directory, now, added)
                 else:
                     left = dict.fromkeys(good, errno.E2BIG)
             if errno.E2BIG in left.values():  # full: into a bigger table, by a new policy
@@ -155,6 +167,7 @@ class Slices:
         with _maps(self._instance) as maps, maps.in_force("slices") as slices:
             if slices is None:
                 return {}
+            owners.clear(maps.directory, maps.control().generation, ids)
             codes = {number: slices.try_delete(_U64.pack(number)) for number in ids}
         return {number: code for number, code in codes.items() if code not in (0, errno.ENOENT)}
 
@@ -212,11 +225,25 @@ class _Maps:
         if bits & ~levels:
             self.maps["facts"].set(_U32.pack(generation), _FACTS.pack(levels | bits, *rest))
 
+    def differences(self) -> Iterator[str]:
+        now = self.control().generation
+        copied = owners.read(self.directory, now)
+        held = {_U64.unpack(k)[0]: _U32.unpack(v)[0] for k, v in self.inner("slices", now).items()}
+        for number in [n for n, xid in copied if held.get(n) != xid][:10]:
+            yield f"the quick copy of the slices has another owner of cgroup id {number}"
+        levels, cookie, *counts = self.facts(now)
+        if owners.bits(owners.levels(held).values()) & ~levels:
+            yield "the guard does not look for slices at the depth of all of their cgroups"
+        if cookie != _netns_cookie():
+            yield "ports and addresses are reserved in another network namespace than this one"
+        if counts != [len(self.inner(name, now)) for name in ("ports", "addresses")]:
+            yield "the numbers of reserved ports and addresses are not those of their tables"
+
     def write(self, policy: Policy) -> list[int]:
         now = self.control().generation
         other = 1 - now
-        levels = _levels(policy.slices)
-        bits = _bits(levels.values())
+        levels = owners.levels(policy.slices)
+        bits = owners.bits(levels.values())
         left_out = [number for number in policy.slices if number not in levels]
         kept: list[int] = []
         if left_out:  # a cgroup that is gone may still have sockets
@@ -242,6 +269,7 @@ class _Maps:
             for name, inner in made.items():
                 self.maps[name].set(_U32.pack(other), _U32.pack(inner.fd))
                 inner.pin(self._pin(name, other))
+            owners.fill(self.directory, other, {n: policy.slices[n] for n in (*levels, *kept)})
             facts = _FACTS.pack(bits, _netns_cookie(), len(ports), len(addresses))
             self.maps["facts"].set(_U32.pack(other), facts)
             self.set_control(Control(other, policy.observe))
@@ -267,30 +295,6 @@ def _maps(instance: Path) -> Iterator[_Maps]:
 # -- keys and values ------------------------------------------------------
 
 
-def _levels(ids: Iterable[int]) -> dict[int, int]:
-    """{cgroup id: depth below the root} of those that exist. Raises BpfError."""
-    root = os.open(cgroups.v2_root(), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        top = lib.vnet_slashes(root)
-        found = {}
-        for number in ids:
-            level = lib.vnet_cgroup_level(root, top, number)
-            if 0 < level <= lib.VNET_LEVEL_MAX:
-                found[number] = level
-            elif level < 0 and level not in (-errno.ESTALE, -errno.ENOENT):
-                raise error(f"looking up cgroup {number}", -level)
-        return found
-    finally:
-        os.close(root)
-
-
-def _bits(levels: Iterable[int]) -> int:
-    bits = 0
-    for level in levels:
-        bits |= 1 << level
-    return bits
-
-
 def _netns_cookie() -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
         found = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
@@ -307,6 +311,11 @@ def mapped(address: Address | None) -> bytes:
 def _address_back(data: bytes) -> Address:
     address = IPv6Address(data)
     return address.ipv4_mapped or address
+
+
+def _grants_back(pairs: Pairs) -> dict[int, Raw]:
+    names = {_U32.pack(number): name for name, number in RAW.items()}
+    return {_U32.unpack(key)[0]: names[value] for key, value in pairs.items()}
 
 
 def _addresses(addresses: Mapping[Address, int]) -> Pairs:

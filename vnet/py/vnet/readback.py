@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vnet import rules
+from vnet import iptables, rules
 from vnet.datapath import OURS, Chain, Family
 
 #: protocol, matches, target, its parameters
@@ -30,7 +30,7 @@ def main(families: list[str]) -> None:
 def _find_libraries_fast() -> None:
     """Spare python-iptables ctypes' own search, which runs gcc and ld for what it does not find."""
     listed = subprocess.run(
-        ["ldconfig", "-p"], capture_output=True, text=True, env=rules.environment()
+        ["ldconfig", "-p"], capture_output=True, text=True, env=iptables.environment()
     ).stdout
     known: dict[str, str] = {}
     for line in listed.splitlines():
@@ -46,7 +46,7 @@ def _read(family: str) -> dict[str, dict[str, list[Rule]]]:
     found: dict[str, dict[str, list[Rule]]] = {}
     # To tell a chain from a target it reads all tables it knows, and a legacy
     # table that is read is made.
-    kind.ALL = rules.legacy_tables(4 if family == "4" else 6)
+    kind.ALL = iptables.legacy_tables(4 if family == "4" else 6)
     for name in kind.ALL:
         if name not in rules.TABLES:
             continue
@@ -56,7 +56,7 @@ def _read(family: str) -> dict[str, dict[str, list[Rule]]]:
             if (name, chain.name) in OURS:
                 chains[chain.name] = [_rule(rule) for rule in chain.rules]
             elif chain.name in bases:
-                chains[chain.name] = [_rule(rule) for rule in chain.rules[:1]]
+                chains[chain.name] = [_rule(rule) for rule in chain.rules[: len(OURS)]]
     return found
 
 
@@ -67,9 +67,9 @@ def _rule(rule: Any) -> Rule:
 
 def compare(wanted: Mapping[Family, Sequence[Chain]]) -> tuple[list[str], str]:
     """(differences from what was asked, why it could not be read if so)."""
-    env = rules.environment()
+    env = iptables.environment()
     # Else it searches every library directory of the system for plugins.
-    env.setdefault("XTABLES_LIBDIR", ":".join(map(str, rules.system_directories())))
+    env.setdefault("XTABLES_LIBDIR", ":".join(map(str, iptables.system_directories())))
     done = subprocess.run(
         [sys.executable, "-m", "vnet.readback", *map(str, wanted)],
         capture_output=True,
@@ -83,20 +83,26 @@ def compare(wanted: Mapping[Family, Sequence[Chain]]) -> tuple[list[str], str]:
     found = json.loads(done.stdout)
     words = []
     for family, chains in wanted.items():
+        heads: dict[tuple[str, str], list[Rule]] = {}
         for chain in chains:
             table = found[str(family)].get(chain.table, {})
             reads = f"python-iptables reads (IPv{family}, {chain.table})"
             here = table.get(chain.name)
             if here != [_expected(rule) for rule in chain.rules]:
                 words.append(f"{reads} {here} in {chain.name}")
-            head = table.get(chain.base, [])[:1]
-            if chain.base and head != [_expected(f"-j {chain.name}")]:
-                words.append(f"{reads} {head} at the head of {chain.base}")
+            if chain.base:
+                heads.setdefault((chain.table, chain.base), []).append(_expected(chain.jump))
+        for (name, base), rules_wanted in heads.items():
+            head = found[str(family)].get(name, {}).get(base, [])[: len(rules_wanted)]
+            if head != rules_wanted:
+                words.append(
+                    f"python-iptables reads (IPv{family}, {name}) {head} at the head of {base}"
+                )
     return words, ""
 
 
 def _expected(text: str) -> Rule:
-    rule = rules.parsed(text)
+    rule = iptables.parsed(text)
     matches = [[name, parameters] for name, parameters in rule.matches]
     return [rule.protocol, matches, rule.target, rule.parameters]
 

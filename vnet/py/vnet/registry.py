@@ -1,11 +1,15 @@
 """Which slice held which xid, and when: the only place where a number gets a name.
 
-One SQLite file, ``registry.db``, with one table. It is written by ``vnet`` and
-read by anybody, ``netflow`` first of all, through ``open_readonly``.
+One SQLite file, ``registry.db``. It is written by ``vnet`` and read by anybody,
+``netflow`` first of all, through ``open_readonly``. Beside the numbers it says
+who a slice's users are: now, as the slices' files have it, not in the past.
 
-A rollback journal and not WAL: a reader of a WAL database must be able to
-write beside it (https://www.sqlite.org/wal.html#read_only_databases), which a
-sandboxed daemon cannot, and the file is written a few times a day.
+A change is made to a copy in memory, which then replaces the file, a few times
+a day. So nobody who reads holds up the writer: a lock that any local user may
+take (https://www.sqlite.org/lockingv3.html, SHARED) is one on the old file. And
+not WAL: who reads a WAL database must be able to write beside it
+(https://www.sqlite.org/wal.html#read_only_databases), which a sandboxed daemon
+cannot. Writers hold the node's lock (``guard.lock``).
 
 Numbers: a slice without a fixed xid keeps the one it has; a slice that comes
 back gets its last one if nobody had it since; else the lowest number from
@@ -13,12 +17,14 @@ FIRST up that was never used, else the lowest one that has rested. 1..255 are
 only given when a file asks for them.
 """
 
+import os
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vnet.errors import ConflictError, VnetError
 
@@ -41,6 +47,25 @@ CREATE UNIQUE INDEX IF NOT EXISTS tenure_held ON tenure (xid) WHERE until IS NUL
 CREATE INDEX IF NOT EXISTS tenure_xid ON tenure (xid, since);
 CREATE INDEX IF NOT EXISTS tenure_slice ON tenure (slice, since);
 """
+# A registry of an older version has no such table until it is written to.
+_MEMBERS = """
+CREATE TABLE IF NOT EXISTS member (
+    slice TEXT NOT NULL,
+    user  TEXT NOT NULL,  -- a name, or a uid in decimal
+    PRIMARY KEY (user, slice)
+) WITHOUT ROWID
+"""
+
+
+class RegistryError(VnetError, sqlite3.DatabaseError):
+    """The registry cannot be read or written; to who knows SQLite only, an error of it."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(
+            f"registry {path}: {error}",
+            "is the disk full or read-only? A damaged registry comes back from a backup, or is "
+            "moved away: then numbers are given anew, and who held which is forgotten",
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,10 @@ class Request:
     slice: str
     xid: int | None = None
     where: str = ""  #: for messages: the file and line that ask
+    users: tuple[str, ...] = ()  #: names, or uids in decimal
+
+
+Member = tuple[str, str]
 
 
 @dataclass
@@ -72,26 +101,32 @@ class Assignment:
     #: held by slices that are gone or have another number now: ``release``
     #: them once nothing is marked with them any more
     ended: list[Tenure] = field(default_factory=list)
+    #: (slice, user) as it was, and as it is asked for
+    members: tuple[list[Member], list[Member]] = field(default_factory=lambda: ([], []))
 
 
 class Registry:
-    """An open registry, for reading. Every method may be called at any time."""
+    """An open registry, for reading, as it was when it was opened.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Every method may be called at any time, and raises RegistryError.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._path = path
 
     def holder(self, xid: int, at_ns: int) -> str | None:
         """The slice that held ``xid`` at that time (ns UTC); None if nobody did."""
-        row = self._connection.execute(
+        rows = self._rows(
             "SELECT slice FROM tenure WHERE xid = ? AND since <= ?"
             " AND (until IS NULL OR until > ?) ORDER BY since DESC LIMIT 1",
             (xid, at_ns, at_ns),
-        ).fetchone()
-        return row[0] if row else None
+        )
+        return rows[0][0] if rows else None
 
     def tenures(self, slice: str | None = None, xid: int | None = None) -> list[Tenure]:
         """Tenures in order of time, of one slice, one xid, both, or all."""
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT xid, slice, since, until FROM tenure"
             " WHERE (?1 IS NULL OR slice = ?1) AND (?2 IS NULL OR xid = ?2)"
             " ORDER BY since, xid",
@@ -102,6 +137,31 @@ class Registry:
     def held(self) -> dict[str, Tenure]:
         """{slice: the tenure it has now}."""
         return {tenure.slice: tenure for tenure in self.tenures() if tenure.until is None}
+
+    def users(self) -> dict[str, list[str]]:
+        """{slice: its users, names or uids in decimal, sorted}; without those that have none."""
+        found: dict[str, list[str]] = {}
+        for name, user in self.members("ORDER BY slice, user"):
+            found.setdefault(name, []).append(user)
+        return found
+
+    def slices_of(self, called: Iterable[str]) -> list[str]:
+        """The slices of a user who is called so: by name, and by uid in decimal."""
+        names = tuple(called)
+        marks = ", ".join("?" * len(names))
+        return sorted({name for name, _ in self.members(f"WHERE user IN ({marks})", names)})
+
+    def members(self, which: str, values: tuple[str, ...] = ()) -> list[Member]:
+        """(slice, user), as the SQL behind ``FROM member`` says."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'member'"):
+            return []
+        return self._rows(f"SELECT slice, user FROM member {which}", values)  # noqa: S608 (ours)
+
+    def _rows(self, sql: str, values: tuple[object, ...] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise RegistryError(self._path, error) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -114,42 +174,103 @@ class Registry:
 
 
 def open_readonly(path: Path | str) -> Registry:
-    """Open for reading. Raises FileNotFoundError where no registry is yet."""
+    """Open for reading. Raises FileNotFoundError where no registry is yet, RegistryError."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no registry yet: `vnet up` or `vnet slice add` makes it")
     uri = f"{path.resolve().as_uri()}?mode=ro"
-    return Registry(sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False))
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise RegistryError(path, error) from error
+    return Registry(connection, path)
+
+
+def _nothing(_found: Assignment) -> None:
+    pass
 
 
 def assign(
-    path: Path, requests: Iterable[Request], now_ns: int, rest_ns: int = REST_NS
+    path: Path,
+    requests: Iterable[Request],
+    now_ns: int,
+    rest_ns: int = REST_NS,
+    note: Callable[[Assignment], None] = _nothing,
 ) -> Assignment:
     """Give every slice its number; the registry then holds exactly these, and what ``ended``.
 
-    All in one transaction. Raises ConflictError, and changes nothing, when a
-    fixed xid is held by another slice or rests.
+    Its users are then the ones asked for. ``note`` is told what ``take_back``
+    needs before it is done; not if nothing changes or will be to ``release``.
+
+    All at once. Raises ConflictError, and changes nothing, when a fixed xid is
+    held by another slice or rests; RegistryError.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with closing(_connect(path)) as connection, connection:
-        connection.execute("BEGIN IMMEDIATE")
-        tenures = Registry(connection).tenures()
-        result = plan(tenures, list(requests), now_ns, rest_ns)
+    with _changing(path) as connection:
+        wanted, book = list(requests), Registry(connection, path)
+        result = plan(book.tenures(), wanted, now_ns, rest_ns)
+        asked = sorted({(item.slice, user) for item in wanted for user in item.users})
+        result.members = book.members("ORDER BY slice, user"), asked
+        if result.opened or result.ended or result.members[0] != asked:
+            note(result)
         connection.executemany(
             "INSERT INTO tenure (xid, slice, since) VALUES (?, ?, ?)",
             [(new.xid, new.slice, new.since) for new in result.opened],
         )
+        _set_members(connection, *result.members)
     return result
 
 
+def _set_members(
+    connection: sqlite3.Connection, found: list[Member], wanted: Iterable[Member]
+) -> None:
+    """Nothing is written where nothing changes."""
+    if found != wanted:
+        connection.execute(_MEMBERS)
+        connection.execute("DELETE FROM member")
+        connection.executemany("INSERT INTO member VALUES (?, ?)", wanted)
+
+
 def release(path: Path, tenures: Iterable[Tenure], now_ns: int) -> None:
-    """End tenures that ``assign`` reported as ended."""
-    with closing(_connect(path)) as connection, connection:
-        connection.execute("BEGIN IMMEDIATE")
+    """End tenures that ``assign`` reported as ended. Raises RegistryError."""
+    with _changing(path) as connection:
         connection.executemany(
             "UPDATE tenure SET until = max(?, since) WHERE xid = ? AND slice = ? AND until IS NULL",
             [(now_ns, tenure.xid, tenure.slice) for tenure in tenures],
         )
+
+
+def take_back(
+    path: Path,
+    opened: Iterable[Tenure],
+    ended: Iterable[Tenure],
+    members: list[Member],
+    marked_ns: int | None,
+) -> None:
+    """Undo an ``assign`` and the ``release`` after it; may be done twice, or before they were.
+
+    ``members``: as they were. ``marked_ns``: until when packets may have had the
+    numbers it gave, which then stay known as theirs; None: none ever had.
+    Raises RegistryError.
+    """
+    given = [(one.xid, one.slice, one.since) for one in opened]
+    with _changing(path) as connection:
+        if marked_ns is None:
+            connection.executemany(
+                "DELETE FROM tenure WHERE xid = ? AND slice = ? AND since = ?", given
+            )
+        else:
+            connection.executemany(
+                "UPDATE tenure SET until = max(?, since)"
+                " WHERE xid = ? AND slice = ? AND since = ? AND until IS NULL",
+                [(marked_ns, *key) for key in given],
+            )
+        connection.executemany(
+            "UPDATE tenure SET until = NULL WHERE xid = ? AND slice = ? AND since = ?",
+            [(one.xid, one.slice, one.since) for one in ended],
+        )
+        found = Registry(connection, path).members("ORDER BY slice, user")
+        _set_members(connection, found, members)
 
 
 def plan(tenures: list[Tenure], requests: list[Request], now_ns: int, rest_ns: int) -> Assignment:
@@ -243,21 +364,45 @@ def _rests(tenure: Tenure, now_ns: int, rest_ns: int) -> bool:
     return tenure.until is None or tenure.until + rest_ns > now_ns
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+@contextmanager
+def _changing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A copy of the registry to change, which becomes the registry if that goes well."""
     try:
-        if not path.exists():
-            # Made aside, so that no reader ever meets a registry without its table.
-            draft = path.with_suffix(".new")
-            draft.unlink(missing_ok=True)
-            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-                connection.executescript(_SCHEMA)
-            draft.chmod(0o644)
-            draft.rename(path)
-        return sqlite3.connect(path, timeout=10, isolation_level=None)
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+            if path.exists():
+                with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as file:
+                    # Also undoes what a writer of an older version, killed, left half done.
+                    file.execute("BEGIN")
+                    file.execute("SELECT 1 FROM sqlite_master").fetchone()
+                    file.backup(connection)
+            connection.executescript(_SCHEMA)
+            before = connection.total_changes
+            yield connection
+            if connection.total_changes != before or not path.exists():
+                _publish(path, connection.serialize())
+    except RegistryError:
+        raise
     except sqlite3.Error as error:
-        raise VnetError(
-            f"{path}: {error}", "is it a registry, and is the disk writable?"
-        ) from error
+        raise RegistryError(path, error) from error
+
+
+def _publish(path: Path, content: bytes) -> None:
+    draft = path.with_suffix(".new")
+    try:
+        with draft.open("wb") as out:
+            os.fchmod(out.fileno(), 0o644)
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.rename(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise RegistryError(path, error) from error
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def moment(ns: int) -> str:

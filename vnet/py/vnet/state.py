@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from vnet.datapath import DataPath
+from vnet import datapath as datapaths
+from vnet.datapath import Chain, DataPath, Family
 from vnet.errors import NodeError
+from vnet.iptables import Variant
 from vnet.nodeconfig import Mode, PacketSockets
-from vnet.rules import Variant
 
 VERSION = 2
 
@@ -38,6 +39,13 @@ class State(msgspec.Struct):
     reserved: str = ""  #: ports we added to ip_local_reserved_ports, as the kernel writes them
     interfaces: dict[str, int] = {}  #: of containers, with the xids they give
     version: int = VERSION
+
+
+def chains(state: State, family: Family) -> tuple[Chain, ...]:
+    """Our chains of one family, as a node in this state has them."""
+    return datapaths.wanted(
+        state.datapath, Path(state.instance), family, containers=bool(state.interfaces)
+    )
 
 
 def text(path: Path) -> str | None:

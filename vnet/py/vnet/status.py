@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vnet import (
     bpf,
@@ -13,6 +13,7 @@ from vnet import (
     containers,
     copyxid,
     guard,
+    iptables,
     module,
     nodeconfig,
     policy,
@@ -23,9 +24,9 @@ from vnet import (
 )
 from vnet import state as states
 from vnet.config import Slice
-from vnet.datapath import DIFFERENCES, counters
-from vnet.datapath import wanted as wanted_chains
+from vnet.datapath import DIFFERENCES, Family, counters
 from vnet.errors import VnetError
+from vnet.iptables import Variant
 from vnet.paths import Paths
 from vnet.state import State
 
@@ -72,9 +73,9 @@ def look(paths: Paths) -> Status:
     state = states.load(paths.state)
     if paths.journal.exists():
         found.differences.append(
-            "an `up` is at work right now"
+            "a command that changes the node is at work right now"
             if guard.busy(paths)
-            else "an `up` was killed half-way: the next `vnet up` or `vnet down` undoes it first"
+            else "a command was killed half-way: the next `vnet up` or `vnet down` undoes it first"
         )
     if state is not None:
         found.up, found.since, found.variant = True, state.since, state.variant
@@ -90,7 +91,32 @@ def look(paths: Paths) -> Status:
     return found
 
 
+Kind = Literal["policy", "interfaces", "reserved"]
+"""What a difference from the slices' files is about: table and policy, the filters of containers'
+interfaces, or the ports that the kernel picks for nobody."""
+ByKind = dict[Kind, list[str]]
+
+
+def policy_differences(paths: Paths) -> ByKind:
+    """Where the kernel differs from the slices' files."""
+    return _by_kind(Status(module=module.loaded()), paths, states.load(paths.state))
+
+
 def _slices(found: Status, paths: Paths, state: State | None) -> None:
+    for lines in _by_kind(found, paths, state).values():
+        found.differences += lines
+
+
+def _by_kind(found: Status, paths: Paths, state: State | None) -> ByKind:
+    wrong: ByKind = {"policy": [], "interfaces": [], "reserved": []}
+    try:
+        _compare(found, wrong, paths, state)
+    except VnetError as error:
+        wrong["policy"].append(error.message)
+    return wrong
+
+
+def _compare(found: Status, wrong: ByKind, paths: Paths, state: State | None) -> None:
     slices = config.load(paths.config_dir)
     root = cgroups.v2_root()
     xids = current_xids(paths)
@@ -111,15 +137,16 @@ def _slices(found: Status, paths: Paths, state: State | None) -> None:
         return
     if state.datapath == "module":
         if found.module:
-            _compare_table(found, slices, xids, ids, table, root)
+            wrong["policy"] += _compare_table(found, slices, xids, ids, table, root)
         else:
-            found.differences.append(f"module {copyxid.MODULE} is not loaded")
+            wrong["policy"].append(f"module {copyxid.MODULE} is not loaded")
     if state.instance:
-        _policy(found, paths, state, slices, xids, ids, root)
+        _policy(found, wrong, paths, state, slices, xids, ids, root)
 
 
 def _policy(
     found: Status,
+    wrong: ByKind,
     paths: Paths,
     state: State,
     slices: list[Slice],
@@ -135,23 +162,27 @@ def _policy(
     found.reserved_ports, found.reserved_addresses = len(now.ports), len(now.addresses)
     if state.datapath == "bpf":
         found.entries = len(now.slices)
-        _compare_table(found, slices, xids, ids, now.slices, root)
+        wrong["policy"] += _compare_table(found, slices, xids, ids, now.slices, root)
+    wrong["policy"] += policy.differences(instance)
     numbered = [item for item in slices if item.name in xids]
     wanted = bpfsteps.wanted_policy(numbered, xids, now.slices, state.mode)
     if now.observe != wanted.observe:
-        found.differences.append(f"the guard is in mode {found.guard}, not {state.mode}")
+        wrong["policy"].append(f"the guard is in mode {found.guard}, not {state.mode}")
     if now.grants != wanted.grants:
-        found.differences.append("the grants of raw sockets in force are not those in the files")
+        wrong["policy"].append("the grants of raw sockets in force are not those in the files")
     if set(now.ports) != set(wanted.ports):
-        found.differences.append("the reserved ports in force are not those in the files")
+        wrong["policy"].append("the reserved ports in force are not those in the files")
     if now.addresses != wanted.addresses:
-        found.differences.append("the reserved addresses in force are not those in the files")
+        wrong["policy"].append("the reserved addresses in force are not those in the files")
     interfaces = bpfsteps.wanted_interfaces(numbered, xids)
     found.interfaces_missing = containers.missing(interfaces)
-    found.differences += containers.healthy(instance, interfaces)
+    wrong["interfaces"] += containers.healthy(instance, interfaces)
+    with registry.open_readonly(paths.registry) as known:
+        if known.users() != {item.name: sorted(item.users) for item in slices if item.users}:
+            wrong["policy"].append("the slices' users in the registry are not those in the files")
     missing = {port.port for port, _xid in now.ports} - sysctls.reserved_ports()
     if missing:
-        found.differences.append(
+        wrong["reserved"].append(
             f"sysctl {sysctls.RESERVED} lacks {sysctls.format_ports(missing)}: the kernel may pick "
             "these ports for anybody"
         )
@@ -192,7 +223,8 @@ def _compare_table(
     ids: dict[str, int],
     table: dict[int, int],
     root: Path,
-) -> None:
+) -> list[str]:
+    """Where a table of slices is not as the files say; counts what lingers in it."""
     wanted: dict[int, int] = {}
     wrong: list[str] = []
     for item in slices:
@@ -211,9 +243,7 @@ def _compare_table(
     _set, extra = cgroups.table_changes(table, wanted, set(xids.values()), root)
     wrong += [f"the table has cgroup id {number}, which is no slice's" for number in extra]
     found.lingering = len(set(table) - set(wanted)) - len(extra)
-    found.differences += wrong[:10]
-    if len(wrong) > 10:
-        found.differences.append(f"and {len(wrong) - 10} more in the table")
+    return wrong[:10] + ([f"and {len(wrong) - 10} more in the table"] if len(wrong) > 10 else [])
 
 
 def _settings(found: Status, _paths: Paths, state: State | None) -> None:
@@ -225,22 +255,26 @@ def _settings(found: Status, _paths: Paths, state: State | None) -> None:
 
 
 def _rules(found: Status, _paths: Paths, state: State | None) -> None:
-    for family in rules.families():
-        for variant in rules.VARIANTS:
-            wanted = rules.NOTHING
+    for family in iptables.families():
+        for variant in iptables.VARIANTS:
+            wrong = rule_differences(state, family, variant)
             if state is not None and state.variant == variant:
-                chains = wanted_chains(
-                    state.datapath, Path(state.instance), family, bool(state.interfaces)
-                )
-                wanted = rules.asked(chains)
-            wrong = rules.differences(rules.snapshot(family, variant), wanted)
-            if wanted:
                 found.rules[f"IPv{family}"] = not wrong
-            found.differences += [f"IPv{family} ({variant}): {words}" for words in wrong]
+            found.differences += wrong
     if state is not None and state.datapath == "bpf":
         found.counters = counters(
-            rules.save_counted(family, state.variant) for family in rules.families()
+            (rules.save_counted(family, state.variant) for family in iptables.families()),
+            bpf.settled(Path(state.instance)),
         )
+
+
+def rule_differences(state: State | None, family: Family, variant: Variant) -> list[str]:
+    """How rules of ours, in one family and variant, are not as a node in this state has them."""
+    asked = rules.NOTHING
+    if state is not None and state.variant == variant:
+        asked = rules.asked(states.chains(state, family))
+    wrong = rules.differences(rules.snapshot(family, variant), asked)
+    return [f"IPv{family} ({variant}): {words}" for words in wrong]
 
 
 def current_xids(paths: Paths) -> dict[str, int]:
@@ -276,6 +310,7 @@ def listing(paths: Paths) -> list[dict[str, Any]]:
                 "ports": [str(grant) for grant in item.grants.ports],
                 "addresses": [str(address) for address in item.grants.addresses],
                 "interfaces": list(item.interfaces),
+                "users": list(item.users),
                 "file": str(item.file),
             }
         )

@@ -6,7 +6,9 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import msgspec
@@ -15,20 +17,61 @@ from vnet import (
     bpfsteps,
     cgroups,
     copyxid,
+    guard,
     journal,
     module,
     nftables,
     readback,
+    registry,
     rules,
     state,
     sysctls,
 )
 from vnet.datapath import Chain, Family
 from vnet.errors import NetlinkError, NodeError, RulesError, VnetError
+from vnet.iptables import Variant
 from vnet.journal import Entry, Journal
 from vnet.paths import Paths
-from vnet.rules import Snapshot, Variant
+from vnet.registry import Assignment, Request, Tenure
+from vnet.rules import Snapshot
 from vnet.state import Made, State
+
+
+def assign(notes: Journal, paths: Paths, requests: Iterable[Request], rest_ns: int) -> Assignment:
+    """The slices' numbers, held from now on. Raises ConflictError, RegistryError."""
+
+    def note(found: Assignment) -> None:
+        notes.add(
+            "registry",
+            opened=[astuple(one) for one in found.opened],
+            ended=[astuple(one) for one in found.ended],
+            members=found.members[0],
+        )
+
+    return registry.assign(paths.registry, requests, time.time_ns(), rest_ns, note)
+
+
+def release(paths: Paths, found: Assignment) -> None:
+    """End what ``assign`` found to be over, now that nothing is marked with it; its note holds."""
+    if found.ended:
+        registry.release(paths.registry, found.ended, time.time_ns())
+
+
+def add_file(notes: Journal, path: Path, content: str) -> None:
+    """A slice file that was not there. Raises OSError."""
+    notes.add("file", path=str(path), content=content)
+    state.replace(path, content)
+
+
+def put_aside(notes: Journal, path: Path) -> None:
+    """Take a slice file away, so that it can come back as it was. Raises OSError."""
+    notes.add("file", path=str(path), content=None)
+    path.rename(aside(path))
+
+
+def aside(path: Path) -> Path:
+    """Where ``put_aside`` puts a file; no name that slices are read from."""
+    return path.with_name(f".{path.name}.old")
 
 
 def load_module(notes: Journal, new: State) -> list[str]:
@@ -175,6 +218,39 @@ def _plain(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
+#: after these packets may have the numbers that ``assign`` gave
+_MARKING = {"table", "policy", "interfaces"}
+
+
+def _undo_registry(paths: Paths, entry: Entry) -> None:
+    noted = {one["step"] for one in journal.read(paths.journal)}
+    registry.take_back(
+        paths.registry,
+        [Tenure(*row) for row in entry["opened"]],
+        [Tenure(*row) for row in entry["ended"]],
+        [(name, user) for name, user in entry["members"]],
+        time.time_ns() if noted & _MARKING else None,
+    )
+
+
+def _undo_file(_paths: Paths, entry: Entry) -> None:
+    """What somebody has written there since stays."""
+    path, old = Path(entry["path"]), aside(Path(entry["path"]))
+    # Looked at first: a file system that is read-only by now refuses to take nothing away.
+    if entry["content"] is None:
+        if os.path.lexists(old):
+            if os.path.lexists(path):
+                old.unlink()
+            else:
+                old.rename(path)
+        return
+    draft = state.draft_of(path)
+    if draft.exists():
+        draft.unlink()
+    if path.exists() and path.read_bytes() == entry["content"].encode():
+        path.unlink()
+
+
 def _undo_module(_paths: Paths, _entry: Entry) -> None:
     module.unload()
 
@@ -217,12 +293,21 @@ def _undo_state(paths: Paths, entry: Entry) -> None:
 
 
 _UNDO: dict[str, Callable[[Paths, Entry], None]] = bpfsteps.UNDO | {
+    "registry": _undo_registry,
+    "file": _undo_file,
     "module": _undo_module,
     "table": _undo_table,
     "sysctls": _undo_sysctls,
     "rules": _undo_rules,
     "state": _undo_state,
 }
+
+
+def finish(paths: Paths, notes: Journal) -> None:
+    """All is in place: without a journal nothing will be undone."""
+    guard.ignore_stops()  # or what is done would be said to be undone
+    notes.close()
+    paths.journal.unlink(missing_ok=True)
 
 
 def undo(paths: Paths) -> bool:
@@ -232,12 +317,17 @@ def undo(paths: Paths) -> bool:
     """
     if not paths.journal.exists():
         return False
-    problems = []
+    problems: list[str] = []
     for entry in reversed(journal.read(paths.journal)):
+        if problems and entry["step"] == "registry":
+            continue  # what may still be marked keeps its name
+        if entry["step"] not in _UNDO:
+            problems.append(f"{entry['step']}: another version of vnet has begun that")
+            continue
         try:
             _UNDO[entry["step"]](paths, entry)
-        except VnetError as error:
-            problems.append(f"{entry['step']}: {error.message}")
+        except (VnetError, OSError) as error:
+            problems.append(f"{entry['step']}: {getattr(error, 'message', error)}")
     if problems:
         raise NodeError(
             "what was begun could not be undone:\n  " + "\n  ".join(problems),

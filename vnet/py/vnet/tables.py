@@ -98,9 +98,10 @@ def slices(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _json(rows)
         return
-    table = _table("slice", ">xid", "since", "cgroup", ">id", "raw", "only its own")
+    table = _table("slice", ">xid", "since", "cgroup", ">id", "raw", "only its own", "users")
     for row in rows:
         own = "\n".join([*row["ports"], *row["addresses"], *row["interfaces"]])
+        rest = row["raw"], own, "\n".join(row["users"])
         for at, cgroup in enumerate(row["cgroups"]):
             head = (
                 row["name"],
@@ -109,7 +110,7 @@ def slices(rows: list[dict[str, Any]], as_json: bool) -> None:
             )
             table.add_row(*(head if at == 0 else ("", "", "")), cgroup["path"],
                           str(cgroup["id"] or "not there"),
-                          *((row["raw"], own) if at == 0 else ("", "")))  # fmt: skip
+                          *(rest if at == 0 else ("", "", "")))  # fmt: skip
     _print(table)
 
 

@@ -1,12 +1,15 @@
 """Follow cgroups that come and go, so that a slice stays marked without anyone's help.
 
+And see to it that our rules stay (``upkeep``).
+
 inotify on every directory that leads to a slice's cgroup. A cgroup made again
 under its old path has a new id, which is put into the table at once; the old
-id stays a while, since sockets outlive their cgroup (TIME_WAIT, FIN_WAIT and
-data still in flight hold a reference to it).
+id stays a while, and as long as there are sockets of it: they outlive their
+cgroup (in a process that has left it, or on its way through FIN_WAIT).
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -21,15 +24,31 @@ from typing import Protocol
 
 from inotify_simple import INotify, flags
 
-from vnet import bpfsteps, cgroups, config, containers, copyxid, events, guard, policy, status
+from vnet import (
+    bpfsteps,
+    cgroups,
+    config,
+    containers,
+    copyxid,
+    events,
+    guard,
+    policy,
+    sockets,
+    status,
+    upkeep,
+)
 from vnet import state as states
 from vnet.errors import ConfigError, NodeError
 from vnet.paths import Paths
+from vnet.registry import RegistryError
 
 _CGROUP_EVENTS = flags.CREATE | flags.DELETE | flags.ONLYDIR
 _CONFIG_EVENTS = (
     flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ONLYDIR
 )
+
+_AGAIN = 1.0
+"""s, at least, until it is asked again whether a socket of a cgroup is left."""
 
 
 class Table(Protocol):
@@ -52,6 +71,7 @@ class Watched:
     tables: list[Table] = field(default_factory=list)
     interfaces: dict[str, int] = field(default_factory=dict)  #: of containers: xid
     xids: dict[str, int] = field(default_factory=dict)  #: cgroup path: xid
+    registry: tuple[int, ...] = ()  #: the file that they are from
     below: dict[str, list[str]] = field(default_factory=dict)  #: ancestor: cgroup paths
     ids: dict[str, int] = field(default_factory=dict)  #: cgroup path: id in the tables
     gone: dict[int, float] = field(default_factory=dict)  #: id: when it leaves (monotonic s)
@@ -70,14 +90,21 @@ def run(paths: Paths, linger: float) -> None:
         ExitStack() as kernel,
         closing(events.Drain(paths)) as drain,
         containers.listen() as links,
+        upkeep.listen() as heard,
     ):
+        kept = upkeep.Upkeep(heard)
         config_watch = _watch_config(inotify, paths)
         run_watch = inotify.add_watch(paths.run_dir, flags.DELETE | flags.MOVED_TO)
+        # A command has ended, or been undone, when its journal goes.
+        told = {paths.state.name, paths.journal.name}
         _open_tables(watched, kernel)
         _reload(watched, inotify)
         notify("READY=1")
         while True:
-            ready, _, _ = select.select([inotify, wake, drain, links], [], [], _until_next(watched))
+            wait = max(0.0, min(_next(watched), kept.due) - time.monotonic())
+            ready, _, _ = select.select(
+                [inotify, wake, drain, links, heard], [], [], None if wait == math.inf else wait
+            )
             reload = False
             if wake in ready:
                 numbers = os.read(wake.fileno(), 64)
@@ -91,9 +118,11 @@ def run(paths: Paths, linger: float) -> None:
                 names = containers.changed(links)
                 if names is None or names & watched.interfaces.keys():
                     _mark_interfaces(watched)
+            if heard in ready:
+                upkeep.hear(kept)
             if inotify in ready:
                 for event in inotify.read(timeout=0):
-                    if event.wd == run_watch and event.name != paths.state.name:
+                    if event.wd == run_watch and event.name not in told:
                         continue
                     if event.wd in (config_watch, run_watch) or event.mask & flags.Q_OVERFLOW:
                         reload = True
@@ -102,15 +131,19 @@ def run(paths: Paths, linger: float) -> None:
             if not paths.state.exists():  # `vnet down`
                 notify("STOPPING=1")
                 return
-            if reload:
+            # While there is a journal, numbers may be taken back; its end is an event.
+            if reload and not paths.journal.exists():
                 if config_watch is None:
                     config_watch = _watch_config(inotify, paths)
                 _open_tables(watched, kernel)
                 _reload(watched, inotify)
+            upkeep.tend(kept, paths)
             _expire(watched)
             if watched.late:
                 watched.late = False
-                bpfsteps.adopt_sockets()
+                with guard.lock(watched.paths):
+                    if _current(watched):
+                        bpfsteps.adopt_sockets(watched.instance)
 
 
 def _open_tables(watched: Watched, kernel: ExitStack) -> None:
@@ -138,8 +171,21 @@ def _signals() -> socket.socket:
 
 def _mark_interfaces(watched: Watched) -> None:
     with guard.lock(watched.paths):
+        # As the files are now that nobody else changes them: a slice may have come
+        # while we waited, and its interface must not lose its filters until we
+        # hear of the file.
+        if not watched.paths.journal.exists():
+            with contextlib.suppress(ConfigError, RegistryError):
+                watched.interfaces = _interfaces(watched, config.load(watched.paths.config_dir))
         if _current(watched):
             containers.apply(watched.instance, watched.interfaces)
+
+
+def _interfaces(watched: Watched, slices: Sequence[config.Slice]) -> dict[str, int]:
+    """Those of the slices that have a number: {name: xid}."""
+    numbers = status.current_xids(watched.paths)
+    named = [item for item in slices if item.name in numbers]
+    return bpfsteps.wanted_interfaces(named, numbers)
 
 
 def _current(watched: Watched) -> bool:
@@ -161,20 +207,9 @@ def _watch_config(inotify: INotify, paths: Paths) -> int | None:
 
 
 def _reload(watched: Watched, inotify: INotify) -> None:
-    """Take slices and their numbers anew, and bring the tables in step.
-
-    Slices that have no number yet wait for `vnet up`. Files with an error
-    change nothing: what was watched goes on.
-    """
-    try:
-        slices = config.load(watched.paths.config_dir)
-    except ConfigError as error:
-        print(f"vnet watch: keeping the slices as they were:\n{error.message}", file=sys.stderr)
+    """Take slices and their numbers anew, and bring the tables in step."""
+    if not _number(watched):
         return
-    numbers = status.current_xids(watched.paths)
-    watched.xids = {
-        path: numbers[item.name] for item in slices if item.name in numbers for path in item.cgroups
-    }
     watched.below = {}
     for path in watched.xids:
         for parent in cgroups.parents(path):
@@ -186,8 +221,6 @@ def _reload(watched: Watched, inotify: INotify) -> None:
         with contextlib.suppress(OSError):
             inotify.rm_watch(wd)
     watched.ids = {path: number for path, number in watched.ids.items() if path in watched.xids}
-    named = [item for item in slices if item.name in numbers]
-    watched.interfaces = bpfsteps.wanted_interfaces(named, numbers)
     _mark_interfaces(watched)
     _refresh(watched, list(watched.xids))
     # Ids that an earlier run (or nobody) knew to be gone. The tables first: what
@@ -196,6 +229,34 @@ def _reload(watched: Watched, inotify: INotify) -> None:
     live = cgroups.live_ids(watched.root)
     for number in held - live:
         watched.gone.setdefault(number, time.monotonic() + watched.linger)
+
+
+def _number(watched: Watched) -> bool:
+    """Take slices and their numbers anew.
+
+    Slices that have no number yet wait for `vnet up`. Files or a registry with
+    an error change nothing: what was watched goes on.
+    """
+    watched.registry = _version(watched.paths.registry)
+    try:
+        slices = config.load(watched.paths.config_dir)
+        numbers = status.current_xids(watched.paths)
+    except (ConfigError, RegistryError) as error:
+        print(f"vnet watch: keeping the slices as they were:\n{error.message}", file=sys.stderr)
+        return False
+    watched.xids = {
+        path: numbers[item.name] for item in slices if item.name in numbers for path in item.cgroups
+    }
+    return True
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Which file this is: each change of the registry replaces it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _watch(watched: Watched, place: str, inotify: INotify) -> bool:
@@ -232,7 +293,7 @@ def _between(watched: Watched, path: str) -> set[str]:
 
 def _refresh(watched: Watched, paths: list[str]) -> None:
     """Bring the tables in step for these cgroup paths."""
-    new: dict[int, int] = {}
+    there = []
     for path in paths:
         number = cgroups.cgroup_id(watched.root, path)
         before = watched.ids.get(path)
@@ -243,29 +304,38 @@ def _refresh(watched: Watched, paths: list[str]) -> None:
             watched.late = watched.late or before != number
             watched.gone.pop(number, None)
             watched.ids[path] = number
-            new[number] = watched.xids[path]
-    if not new:
+            there.append(path)
+    if not there:
         return
     refused: set[int] = set()
     # An `up` at work would write its own tables over ours.
     with guard.lock(watched.paths):
         if not _current(watched):
             return
+        # What it did to the numbers is an event on its way to us, but not yet here.
+        stale = _version(watched.paths.registry) != watched.registry
+        if stale and not watched.paths.journal.exists():
+            _number(watched)
+        new = {watched.ids[path]: watched.xids[path] for path in there if path in watched.xids}
         for table in watched.tables:
             refused |= set(table.set_many(new))
     for path in [path for path, number in watched.ids.items() if number in refused]:
         del watched.ids[path]  # gone again already: its removal is an event of its own
 
 
-def _until_next(watched: Watched) -> float | None:
-    if not watched.gone:
-        return None
-    return max(0.0, min(watched.gone.values()) - time.monotonic())
+def _next(watched: Watched) -> float:
+    """When the next id is due to leave (monotonic s)."""
+    return min(watched.gone.values(), default=math.inf)
 
 
 def _expire(watched: Watched) -> None:
     now = time.monotonic()
     due = [number for number, when in watched.gone.items() if when <= now]
+    # A process that has left its cgroup, or been given a socket of it, may use that
+    # for as long as it likes: the socket stays the slice's.
+    for number in sockets.holding(due) if due else ():
+        due.remove(number)
+        watched.gone[number] = now + max(watched.linger, _AGAIN)
     if due:
         with guard.lock(watched.paths):
             for table in watched.tables if _current(watched) else []:
