@@ -1,7 +1,7 @@
 """The collector: its loop, its life, and what it tells those who ask.
 
-One thread follows the kernel and writes (netflow.feed); questions are answered
-by others (netflow.server).
+One thread follows the kernel (netflow.feed), another one writes
+(netflow.writer), and questions are answered by others (netflow.server).
 """
 
 from __future__ import annotations
@@ -22,10 +22,28 @@ from typing import Any
 
 import duckdb
 
-from netflow import feed, fresh, nfct, server, store, systemd
-from netflow.feed import State, commit, dump, take_events
+from netflow import (
+    clock,
+    estimate,
+    feed,
+    figures,
+    fresh,
+    full,
+    history,
+    losses,
+    nfct,
+    resume,
+    server,
+    store,
+    systemd,
+    writer,
+)
+from netflow.feed import dump, take_events
 from netflow.fresh import Fresh
 from netflow.names import Names
+from netflow.node import Node
+from netflow.state import State, commit
+from netflow.sums import Sums
 from netflow.when import SECOND
 
 _log = logging.getLogger("netflow")
@@ -36,6 +54,8 @@ class Options:
     """What ``netflow collect`` was told. active_timeout in ns, receive_buffer in bytes."""
 
     store: Path
+    node: Node
+    keeping: history.Keeping
     socket: Path
     group: str | None
     registry: Path
@@ -102,20 +122,26 @@ def _stop_signals() -> Iterator[tuple[socket.socket, socket.socket, Stopping]]:
 def _collect(
     options: Options, bell: socket.socket, ringer: socket.socket, stopping: Stopping
 ) -> None:
-    kept = store.open_store(options.store)
+    kept = history.open_store(options.store, options.node)
     # Events are asked for before the first dump: between them nothing is missed.
+    began = clock.now()
     state = State(
         receive_buffer=options.receive_buffer,
         store=kept,
+        writer=writer.start(ringer),
         events=nfct.open_events(options.receive_buffer),
         requests=nfct.open_requests(),
         fresh=Fresh(ringer),
-        since=time_ns(),
+        began=began,
+        caught_up=began,
+        looked=began,
+        rates=estimate.begin(began),
+        sums=Sums(options.registry),
     )
-    state.caught_up = state.since
     try:
-        feed.resume(state)
+        resume.resume(state)
         serving = server.start(options.socket, options.group, _answers(state, options))
+        archiver = history.start(kept, options.keeping, options.registry)
         systemd.notify(f"READY=1\nSTATUS={len(state.table)} live connections")
         _log.info("collecting into %s, asked at %s", options.store, options.socket)
         try:
@@ -124,14 +150,27 @@ def _collect(
             systemd.notify("STOPPING=1")
             fresh.end(state.fresh)
             server.stop(serving)
+            history.stop(archiver)
         _finish(state)
     finally:
+        writer.stop(state.writer)
         state.events.close()
         state.requests.close()
 
 
 def _follow(state: State, options: Options, bell: socket.socket, stopping: Stopping) -> None:
-    """The loop: until a signal, whatever comes and whatever is due."""
+    """Collect until a signal; also while the disk is full, as far as that goes."""
+    while not stopping.asked:
+        try:
+            _loop(state, options, bell, stopping)
+        except (store.StoreError, duckdb.Error) as error:
+            if not store.is_full(error):
+                raise
+            full.outlast(state, bell, lambda: stopping.asked)
+
+
+def _loop(state: State, options: Options, bell: socket.socket, stopping: Stopping) -> None:
+    """Until a signal, whatever comes and whatever is due."""
     alive_every = systemd.watchdog()
     with selectors.DefaultSelector() as waiting:
         waiting.register(state.events, selectors.EVENT_READ)
@@ -144,6 +183,8 @@ def _follow(state: State, options: Options, bell: socket.socket, stopping: Stopp
             for key, _ in waiting.select(max(0.0, pause)):
                 if key.fileobj is bell:
                     bell.recv(4096)
+            writer.check(state.writer)
+            losses.look_at_clocks(state)
             take_events(state, feed.ROUNDS)
             _do_what_is_due(state, options.active_timeout / SECOND)
 
@@ -182,12 +223,18 @@ def _do_what_is_due(state: State, active_timeout: float) -> None:
 
 
 def _finish(state: State) -> None:
-    """Record everything up to now, and close the store."""
+    """Record everything up to now, and close the store. Raises StoreError if it is full."""
+    if state.full_since:
+        raise store.FullError(
+            f"stopped while the disk of {state.store.path} is full: the next collector goes on "
+            "from the last commit, with a gap"
+        )
     dump(state, active=True)
     take_events(state, feed.ROUNDS)
     commit(state)
-    feed.end_loss(state)
-    store.close(state.store)
+    losses.end_overrun(state)
+    writer.call(state.writer, lambda: store.end_run(state.store))
+    writer.call(state.writer, lambda: store.close(state.store))
     _log.info("stopped; everything up to now is stored")
 
 
@@ -205,19 +252,24 @@ def _answers(state: State, options: Options) -> server.Answers:
         cursor=cursor,
         fresh=lambda goal: fresh.wait(state.fresh, goal),
         status=lambda con: _status(state, options, con),
+        metrics=lambda con: figures.figures(state, con, _status(state, options, con)),
+        missing=lambda: full.gap(state),
         names=Names(options.registry),
+        take=lambda con, source: history.take(state.store, con, source),
     )
 
 
 def _status(state: State, options: Options, con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
-        "since": state.since,
+        "since": state.began.real,
         "now": time_ns(),
-        "as_of": state.fresh.as_of,
+        "as_of": fresh.as_of(state.fresh),
+        "full_since": state.full_since,
         "live": len(state.table),
         "events": state.received,
-        **store.facts(con),
+        **history.facts(con),
+        "node": options.node.name,
         "store": str(options.store),
         "store_bytes": store.size(state.store),
         "socket": str(options.socket),

@@ -34,6 +34,7 @@ __all__ = [
     "decode",
     "get_request",
     "receive",
+    "receive_events",
 ]
 
 
@@ -64,6 +65,7 @@ class Reason(IntEnum):
     ACTIVE = lib.FLOW_ACTIVE
     OWNER = lib.FLOW_OWNER
     LOST = lib.FLOW_LOST
+    CUT = lib.FLOW_CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +183,26 @@ def receive(fd: int, buffer: Buffer, out: Batch) -> Decoded:
     Raises OSError as recvmsg(2) does, but for EAGAIN (no datagrams) and
     ENOBUFS (``overrun``).
     """
+    return _received(lib.ct_recv_decode, fd, buffer, out)
+
+
+EVENT_MAX = 4096
+"""Bytes of receive_events()'s buffer that each event takes: CT_EVENT_MAX."""
+
+
+def receive_events(fd: int, buffer: Buffer, out: Batch) -> Decoded:
+    """Receive events, many by one system call, as ct_recv_events() does. Never waits.
+
+    Raises OSError as recvmmsg(2) does, but for EAGAIN (no datagrams) and
+    ENOBUFS (``overrun``).
+    """
+    return _received(lib.ct_recv_events, fd, buffer, out)
+
+
+def _received(by: Any, fd: int, buffer: Buffer, out: Batch) -> Decoded:
     view = ffi.from_buffer(buffer, require_writable=True)
     what = ffi.new("struct ct_decoded *")
-    taken = lib.ct_recv_decode(fd, view, len(view), out.c, what)
+    taken = by(fd, view, len(view), out.c, what)
     if taken < 0 and taken != -errno.EAGAIN:
         raise OSError(-taken, f"receiving from conntrack: {os.strerror(-taken)}")
     return _decoded(what, max(taken, 0))
@@ -213,23 +232,50 @@ class Table:
         return int(lib.ct_table_count(self.c))
 
     @property
+    def lost(self) -> int:
+        """Connections recorded as lost whose end may still be told."""
+        return int(lib.ct_table_lost(self.c))
+
+    @property
+    def never_ended(self) -> int:
+        """Connections recorded as lost whose end never was told."""
+        return int(lib.ct_table_never_ended(self.c))
+
+    @property
     def memory(self) -> int:
         """Bytes in use."""
         return int(lib.ct_table_memory(self.c))
 
     def apply(
-        self, events: Batch, now: int, out: FlowBatch, *, start: int = 0, active: bool = False
+        self,
+        events: Batch,
+        now: int,
+        out: FlowBatch,
+        *,
+        start: int = 0,
+        active: bool = False,
     ) -> tuple[int, NDArray[np.uint32]]:
         """Take rows from start on; now in ns, UTC. See ct_table_apply().
 
         Returns the row to go on from (less than len(events): flush and call
-        again) and the rows to ask the kernel about.
+        again) and the rows to ask about: the kernel, or if it is a DESTROY
+        the store.
         """
         asks = ffi.cast("uint32_t *", ffi.from_buffer(self._asks))
         row = lib.ct_table_apply(
             self.c, events.c, start, now, active, out.c, asks, self._max_asks, self._nasks
         )
         return int(row), self._asks[: self._nasks[0]].copy()
+
+    def old(self, before: int) -> None:
+        """What began before (ns, UTC) may be in the store. See ct_table_old()."""
+        lib.ct_table_old(self.c, before)
+
+    def settle(self, events: Batch, row: int, now: int, sums: FlowBatch, out: FlowBatch) -> None:
+        """Take an end of which the store holds this much. See ct_table_settle()."""
+        if out.capacity - len(out) < 4:
+            raise ValueError("settling needs room for four records")
+        lib.ct_table_settle(self.c, events.c, row, now, sums.c, out.c)
 
     def recorded(self, sums: FlowBatch) -> None:
         """Tell what the store holds of live connections. See ct_table_recorded()."""

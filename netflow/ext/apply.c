@@ -17,12 +17,16 @@
  * DESTROY of the last one has been read.
  */
 #include <netinet/in.h>
+#include <string.h>
 
 #include "owners.h"
 #include "table.h"
 
-/* One row closes at most a lost connection and a share of its successor. */
-#define ROOM 2u
+/*
+ * One row closes at most a lost connection and a share of its successor, and
+ * tells who had it briefly.
+ */
+#define ROOM (2u + BRIEF)
 
 struct step {
 	struct ct_table *t;
@@ -121,10 +125,14 @@ static void learn_nat(struct step *s)
 		*nat = turned;
 }
 
-/* An empty half of the open share gets its owner late, and wholly. */
-static void fill(struct conn *conn, uint32_t mark)
+/*
+ * An empty half of the open share gets its owner late, and wholly; not from an
+ * event that also tells of another owner, for what is new in it is his.
+ */
+static void fill(struct conn *conn, uint32_t mark, int event)
 {
-	conn->mark = merge(mark, conn->mark);
+	if (!clash(conn->mark, mark) || !(event || conn->waiting))
+		conn->mark = merge(mark, conn->mark);
 	conn->coming = merge(mark, conn->coming);
 }
 
@@ -143,7 +151,7 @@ static void learn(struct step *s)
 	if (s->in->tcp_state[s->row])
 		conn->state = s->in->tcp_state[s->row];
 	learn_nat(s);
-	fill(conn, row_mark(s));
+	fill(conn, row_mark(s), s->in->msg[s->row] < CT_DESTROY);
 }
 
 static void learn_counters(struct step *s)
@@ -204,27 +212,92 @@ static uint32_t latest(const struct conn *conn)
 	return conn->waiting ? conn->coming : conn->mark;
 }
 
+/*
+ * Halves that an event says nobody owns any more. Only an event of the mark
+ * tells a 0 at all, or of the other half (ctnetlink_conntrack_event()).
+ */
+static unsigned int erases(const struct step *s)
+{
+	return row_has(s, CT_HAS_MARK) ? gone(latest(s->conn), row_mark(s)) : 0;
+}
+
 /* An event that says "another owner" but not how much was the old one's. */
 static int wants_ask(const struct step *s)
 {
 	uint32_t mark = row_mark(s);
 
-	return s->conn && s->in->msg[s->row] < CT_DESTROY &&
-	       clash(latest(s->conn), mark) && clash(s->conn->mark, mark);
+	if (!s->conn || s->in->msg[s->row] >= CT_DESTROY)
+		return 0;
+	return (clash(latest(s->conn), mark) && clash(s->conn->mark, mark)) ||
+	       erases(s);
+}
+
+/*
+ * The end of a connection that may be in the store: it is not in the table, or
+ * only because an event that tells neither start nor counters named it.
+ */
+static int is_strange(const struct step *s)
+{
+	const struct conn *conn = s->conn;
+
+	return (!conn || (!conn->has_start && !conn->dumped)) &&
+	       s->in->msg[s->row] == CT_DESTROY &&
+	       row_start(s) < s->t->before &&
+	       !(row_start(s) && conns_buried(&s->t->conns, s->hash,
+					      s->in->id[s->row], row_start(s)));
+}
+
+/*
+ * Somebody owned it only between two events: what passed meanwhile is in the
+ * counters of others, but that it was his is not to be forgotten. It is told
+ * when the connection's start is known; of very many in so little time, some
+ * are not.
+ */
+static void note_brief(struct conn_share *share, uint32_t owners)
+{
+	unsigned int i = share->brief[0] ? 1 : 0;
+
+	share->brief[i] = owners;
+	share->brief_from[i] = share->latest;
+}
+
+static void put_briefs(struct step *s)
+{
+	struct conn_share *share = conns_share(&s->t->conns, s->conn);
+	struct conn brief = *s->conn;
+	unsigned int n;
+	uint32_t i;
+
+	for (n = 0; share && n < BRIEF && share->brief[n]; n++) {
+		brief.mark = share->brief[n];
+		memcpy(brief.seen, share->sum, sizeof(brief.seen));
+		i = s->out->count;
+		put_share(s->t, &brief, share->brief_from[n], FLOW_OWNER, s->out);
+		s->out->start[i] = s->out->end[i];
+		share->brief[n] = 0;
+	}
 }
 
 static void change_owner(struct step *s)
 {
 	struct conn *conn = s->conn;
-	struct conn_share *share;
+	uint32_t next = merge(latest(conn), row_mark(s));
+	unsigned int erased = erases(s);
+	struct conn_share *share = conns_share(&s->t->conns, conn);
 
-	conn->coming = merge(latest(conn), row_mark(s));
-	if (!conn->waiting && clash(conn->mark, conn->coming)) {
+	if (clash(latest(conn), next) || (erased && !conn->erased)) {
 		share = conns_share_add(&s->t->conns, conn);
-		if (share)
+		if (share && conn->waiting)
+			note_brief(share, conn->coming);
+		else if (share && !conn->erased)
 			share->changed = s->now;
+		if (share)
+			share->latest = s->now;
 	}
-	conn->waiting = clash(conn->mark, conn->coming) ? 1 : 0;
+	conn->coming = next;
+	conn->waiting = clash(conn->mark, next) ? 1 : 0;
+	if (row_has(s, CT_HAS_MARK))
+		conn->erased = erased & 3;
 }
 
 static void take_event(struct step *s)
@@ -237,25 +310,27 @@ static void take_event(struct step *s)
 }
 
 /*
- * Close the old owner's share if by this row there is a new one. Counters are
- * as in conn->seen; the change itself was when its event came, if one did. A
- * share without packets is no share, unless nobody counts (nf_conntrack_acct
- * off): then it is all there is to say that the owner had it.
+ * Close the old owner's share if by this row there is a new one, or none any
+ * more. Counters are as in conn->seen; the change itself was when its event
+ * came, if one did. The share is told even without packets: it was his.
  */
 static void settle_owner(struct step *s, uint64_t end)
 {
 	struct conn *conn = s->conn;
 	const struct conn_share *share = conns_share(&s->t->conns, conn);
 	uint32_t owners = merge(latest(conn), row_mark(s));
+	unsigned int nobody = conn->erased & gone(conn->mark, row_mark(s));
 
-	if (!clash(conn->mark, owners))
+	put_briefs(s);
+	if (!clash(conn->mark, owners) && !nobody)
 		return;		/* still waiting, if it was: the row is older */
-	if (conn->waiting && share && share->changed)
+	if ((conn->waiting || nobody) && share && share->changed)
 		end = share->changed;
-	if (has_new(s->t, conn) || !row_has(s, CT_HAS_COUNTERS))
-		close_share(s->t, conn, end, FLOW_OWNER, s->out);
-	conn->mark = conn->coming = owners;
+	close_share(s->t, conn, end, FLOW_OWNER, s->out);
+	conn->mark = conn->coming = without(owners, nobody);
 	conn->waiting = 0;
+	conn->erased = 0;
+	conn->untold = conn->mark ? 1 : 0;
 }
 
 /*
@@ -288,7 +363,8 @@ static void take_dump(struct step *s, int active)
 	learn_counters(s);
 	s->conn->dumped = s->t->round;
 	settle_owner(s, s->now);
-	if (active && has_new(s->t, s->conn))
+	/* A new owner is named at once, also where his packets were counted before. */
+	if (active && (has_new(s->t, s->conn) || s->conn->untold))
 		close_share(s->t, s->conn, s->now, FLOW_ACTIVE, s->out);
 }
 
@@ -320,27 +396,72 @@ static void take_destroy(struct step *s)
 	conns_remove(conns, s->conn);
 }
 
+static void look_up(struct step *s)
+{
+	row_key(s->in, s->row, &s->key);
+	s->hash = conns_hash(&s->t->conns, &s->key);
+	s->conn = conns_find(&s->t->conns, &s->key, s->hash, s->in->id[s->row],
+			     row_start(s));
+}
+
+/* Counters as the store has them, to go on from: so nothing is told twice. */
+static void learn_sums(struct step *s, const struct flow_batch *sums)
+{
+	uint64_t n[COUNTERS], sum[COUNTERS];
+	int i;
+
+	if (!sums->count)
+		return;
+	row_counters(s, n);
+	sum[OPACKETS] = sums->opackets[0];
+	sum[OBYTES] = sums->obytes[0];
+	sum[RPACKETS] = sums->rpackets[0];
+	sum[RBYTES] = sums->rbytes[0];
+	for (i = 0; i < COUNTERS; i++)
+		if (sum[i] > n[i])
+			return;		/* another connection after all */
+	memcpy(s->conn->seen, sum, sizeof(sum));
+	ct_table_recorded(s->t, sums);
+}
+
+void ct_table_settle(struct ct_table *t, const struct ct_batch *events,
+		     uint32_t row, uint64_t now, const struct flow_batch *sums,
+		     struct flow_batch *out)
+{
+	struct step s = { .t = t, .in = events, .row = row, .now = now, .out = out };
+
+	look_up(&s);
+	if (!s.conn && appear(&s))
+		return;
+	if (row_start(&s)) {
+		s.conn->start = row_start(&s);
+		s.conn->has_start = 1;
+	}
+	learn_sums(&s, sums);
+	take_destroy(&s);
+}
+
 uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 			uint32_t from, uint64_t now, int active,
 			struct flow_batch *out,
 			uint32_t *asks, uint32_t max_asks, uint32_t *nasks)
 {
 	struct step s = { .t = t, .in = events, .now = now, .out = out };
-	int ask;
+	int ask, strange;
 
 	*nasks = 0;
 	for (s.row = from; s.row < events->count; s.row++) {
 		if (out->capacity - out->count < ROOM)
 			break;
-		row_key(events, s.row, &s.key);
-		s.hash = conns_hash(&t->conns, &s.key);
-		s.conn = conns_find(&t->conns, &s.key, s.hash, events->id[s.row],
-				    row_start(&s));
-		ask = wants_ask(&s) && max_asks;
+		look_up(&s);
+		strange = max_asks && is_strange(&s);
+		ask = max_asks && (strange || wants_ask(&s));
 		if (ask && *nasks == max_asks)
 			break;
 		if (ask)
 			asks[(*nasks)++] = s.row;
+		if (strange)
+			return s.row + 1;	/* what follows may be its successor's */
 		if (events->msg[s.row] == CT_DUMP)
 			take_dump(&s, active);
 		else if (events->msg[s.row] == CT_DESTROY)

@@ -46,12 +46,19 @@ struct conn {
 	uint8_t state;			/* TCP's or SCTP's, as last seen */
 	uint8_t has_start : 1;		/* start is the kernel's, not first sight */
 	uint8_t waiting : 1;		/* for counters at its change of owner */
+	uint8_t erased : 2;		/* halves an event said nobody owns any more: 1 low, 2 high */
 	uint8_t ghost : 1;		/* recorded as lost, kept in case its end still comes */
+	uint8_t untold : 1;		/* it changed owner, and no record names the new one yet */
 };
+
+#define BRIEF 2u
 
 struct conn_share {		/* what is recorded of a connection */
 	uint64_t end;			/* of the last share, 0: none yet */
 	uint64_t changed;		/* when its owner did, while waiting */
+	uint64_t latest;		/* when it did last */
+	uint64_t brief_from[BRIEF];	/* who came and went while waiting, from when */
+	uint32_t brief[BRIEF];		/* 0: nobody */
 	uint64_t sum[COUNTERS];
 };
 

@@ -101,6 +101,15 @@ size_t ct_get_request(const struct ct_batch *b, uint32_t row, uint32_t seq,
 ssize_t ct_recv_decode(int fd, void *buf, size_t len, struct ct_batch *out,
 		       struct ct_decoded *what);
 
+/*
+ * The same for events, which are one small message each: many are received by
+ * one system call, each into CT_EVENT_MAX bytes of buf. Never waits. A message
+ * that is longer counts as malformed. At least len / 44 + 1 rows must be free.
+ */
+ssize_t ct_recv_events(int fd, void *buf, size_t len, struct ct_batch *out,
+		       struct ct_decoded *what);
+#define CT_EVENT_MAX 4096
+
 /* -- what is recorded ------------------------------------------------------ */
 
 enum flow_reason {		/* why a record was closed */
@@ -109,6 +118,7 @@ enum flow_reason {		/* why a record was closed */
 	FLOW_ACTIVE = 3,	/* it goes on; this is the share up to now */
 	FLOW_OWNER = 4,		/* it goes on under another owner */
 	FLOW_LOST = 5,		/* its end was not seen; counters as last seen */
+	FLOW_CUT = 6,		/* its end was while no collector ran: never made by a table */
 };
 
 struct flow_batch {
@@ -135,6 +145,9 @@ struct ct_table;		/* live connections and what of them is recorded */
 struct ct_table *ct_table_new(void);
 void ct_table_free(struct ct_table *t);
 uint32_t ct_table_count(const struct ct_table *t);
+/* Recorded as lost, and may still end; and how many never did, since the start. */
+uint32_t ct_table_lost(const struct ct_table *t);
+uint64_t ct_table_never_ended(const struct ct_table *t);
 size_t ct_table_memory(const struct ct_table *t);	/* bytes */
 
 /*
@@ -142,17 +155,20 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  * kernel gave no time. Closed shares are appended to out; rows whose owner
  * changed without counters in the message are listed in asks (row numbers),
  * at most max_asks of them (*nasks says how many): send ct_get_request() for
- * each and apply the answers, before the next dump begins. Returns the row to go on from: less than
- * events->count when out or asks is full (flush, call again). out needs a
- * capacity of at least 2; with max_asks 0 nothing is asked and changes of
- * owner are settled by the next dump.
+ * each and apply the answers, before the next dump begins. (A CT_DESTROY in
+ * asks is another matter: see ct_table_old().) Returns the row to go on from:
+ * less than events->count when out or asks is full (flush, call again). out
+ * needs a capacity of at least 4; with max_asks 0 nothing is asked and changes
+ * of owner are settled by the next dump.
  *
  * CT_NEW/CT_UPDATE	remember the connection and its mark. A half that goes
  *			from 0 to an owner is a late answer, not a change: the
  *			whole open share gets it. From one owner to another is
  *			a change: ask, and remember the connection as waiting.
- *			A half that goes back to 0 keeps its owner: the module
- *			never erases one, so another rule did.
+ *			Who came and went before the answer gets a share
+ *			without packets. A half that an event says is nobody's
+ *			any more is a change, too, once a row with counters
+ *			says so as well; in such rows alone it keeps its owner.
  * CT_DUMP		refresh; if waiting, close the old owner's share with
  *			these counters (FLOW_OWNER, ending when the change was
  *			told); a changed half in the dump itself is treated
@@ -171,8 +187,8 @@ size_t ct_table_memory(const struct ct_table *t);	/* bytes */
  * DESTROY (which may still be waiting in the events' socket) or to the sweep.
  * Counters that fall (`conntrack -z`, or a reincarnation where there are no
  * start times) close what was seen before as FLOW_LOST. A last share (closed,
- * idle, lost) is recorded even without packets; active and owner shares only
- * with some (owner shares also where nobody counts).
+ * idle, lost) and an owner's are recorded even without packets, active ones
+ * only with some.
  */
 uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 			uint32_t from, uint64_t now, int active,
@@ -180,12 +196,27 @@ uint32_t ct_table_apply(struct ct_table *t, const struct ct_batch *events,
 			uint32_t *asks, uint32_t max_asks, uint32_t *nasks);
 
 /*
+ * After a restart: connections that began before a time (ns, UTC; 0: none did)
+ * may be in the store although the table does not know them, or knows them by
+ * an event only, which tells no start. The CT_DESTROY of
+ * such a one is not taken but listed in asks, as the last one, and the row
+ * after it is returned (with max_asks 0 it is taken). Before going on there,
+ * call ct_table_settle() with what the store holds, as for
+ * ct_table_recorded(): one row, or none. It takes the CT_DESTROY: what is not
+ * recorded yet goes to out, which must have room for four.
+ */
+void ct_table_old(struct ct_table *t, uint64_t before);
+void ct_table_settle(struct ct_table *t, const struct ct_batch *events,
+		     uint32_t row, uint64_t now, const struct flow_batch *sums,
+		     struct flow_batch *out);
+
+/*
  * What the store already holds of a live connection (after a restart): counts
  * up to these are recorded, and the next share starts at end. Used of a row:
  * the original tuple, zone, flow_id, flow_start, end and the four counts.
  * Ignored if the connection is not in the table, if the kernel gave it
- * another start, if it counts less, or if the table closed a share of it. Call it after the first dump and
- * before any event is applied.
+ * another start, if it counts less, or if the table closed a share of it. Call
+ * it after the first dump and before any event is applied.
  */
 void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums);
 
@@ -195,10 +226,11 @@ void ct_table_recorded(struct ct_table *t, const struct flow_batch *sums);
  * that was known before begin, and that neither the dump nor an event has
  * shown since. Apply the events that are waiting when the dump ends before
  * sweep, and do not sweep after an interrupted dump. Should the DESTROY of a
- * lost connection still come before the next sweep (the kernel repeats what it
- * could not deliver), only what it adds is recorded. Returns 0 when through,
- * 1 when out is full (flush, call again).
+ * lost connection still come before the first sweep that is CT_LOST_FOR later
+ * (the kernel repeats what it could not deliver), only what it adds is
+ * recorded. Returns 0 when through, 1 when out is full (flush, call again).
  */
+#define CT_LOST_FOR	30000000000	/* ns */
 void ct_table_dump_begin(struct ct_table *t);
 int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out);
 

@@ -27,4 +27,17 @@ static inline uint32_t merge(uint32_t was, uint32_t is)
 	return hi << 16 | lo;
 }
 
+/* The halves (1 low, 2 high) that had an owner and have none. */
+static inline unsigned int gone(uint32_t was, uint32_t is)
+{
+	return ((was & HALF) && !(is & HALF) ? 1u : 0u) |
+	       (was >> 16 && !(is >> 16) ? 2u : 0u);
+}
+
+/* is without the owners of these halves. */
+static inline uint32_t without(uint32_t is, unsigned int halves)
+{
+	return is & ~((halves & 1 ? HALF : 0u) | (halves & 2 ? HALF << 16 : 0u));
+}
+
 #endif /* NETFLOW_OWNERS_H */

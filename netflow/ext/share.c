@@ -100,6 +100,7 @@ void close_share(struct ct_table *t, struct conn *conn, uint64_t end,
 	put_share(t, conn, end, reason, out);
 	memcpy(s->sum, conn->seen, sizeof(s->sum));
 	s->end = out->end[out->count - 1];
+	conn->untold = 0;
 }
 
 /*

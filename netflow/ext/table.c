@@ -35,6 +35,16 @@ uint32_t ct_table_count(const struct ct_table *t)
 	return t->conns.count - t->ghosts;
 }
 
+uint32_t ct_table_lost(const struct ct_table *t)
+{
+	return t->ghosts;
+}
+
+uint64_t ct_table_never_ended(const struct ct_table *t)
+{
+	return t->forgotten;
+}
+
 size_t ct_table_memory(const struct ct_table *t)
 {
 	return sizeof(*t) - sizeof(t->conns) + conns_memory(&t->conns);
@@ -50,6 +60,11 @@ static void flow_key(const struct flow_batch *f, uint32_t i, struct conn_key *ke
 		.sport = f->sport[i], .dport = f->dport[i],
 		.zone = f->zone[i], .proto = f->proto[i],
 	};
+}
+
+void ct_table_old(struct ct_table *t, uint64_t before)
+{
+	t->before = before;
 }
 
 static void recorded(struct ct_table *t, const struct flow_batch *f, uint32_t i)
@@ -95,9 +110,11 @@ void ct_table_dump_begin(struct ct_table *t)
 }
 
 /*
- * A lost connection is kept until the next sweep: with reliable events the
- * kernel has taken it out of its table and still owes us its DESTROY, which
- * then adds what is missing instead of counting all of it again.
+ * A lost connection is kept for a while: with reliable events the kernel has
+ * taken it out of its table and still owes us its DESTROY, which then adds what
+ * is missing instead of counting all of it again. The kernel repeats it every
+ * few ticks (nf_conntrack_ecache.c, ecache_work), but on a busy machine behind
+ * everything else, and sweeps may follow each other closely.
  */
 static void lose(struct ct_table *t, struct conn *conn, uint64_t now,
 		 struct flow_batch *out)
@@ -107,6 +124,18 @@ static void lose(struct ct_table *t, struct conn *conn, uint64_t now,
 	conn->waiting = 0;
 	conn->dumped = t->round;
 	t->ghosts++;
+}
+
+static int may_still_end(const struct ct_table *t, const struct conn *conn,
+			 uint64_t now)
+{
+	struct conn_share *s = conns_share(&t->conns, conn);
+
+	if (!s)
+		return 0;
+	if (s->end > now)	/* the clock was set back */
+		s->end = now;
+	return now - s->end < CT_LOST_FOR;
 }
 
 int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out)
@@ -121,8 +150,10 @@ int ct_table_sweep(struct ct_table *t, uint64_t now, struct flow_batch *out)
 			if (out->count == out->capacity)
 				return 1;
 			lose(t, conn, now, out);
-		} else if (conn->dumped != t->round) {
+		} else if (conn->dumped != t->round &&
+			   !may_still_end(t, conn, now)) {
 			t->ghosts--;
+			t->forgotten++;
 			conns_remove(&t->conns, conn);
 		}
 	}

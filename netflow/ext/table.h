@@ -15,8 +15,10 @@
 struct ct_table {
 	struct conns conns;
 	uint32_t ghosts;	/* of conns.count, those recorded as lost */
+	uint64_t forgotten;	/* ghosts whose end never came */
 	uint32_t sweep_at;	/* handles up to this one are swept */
 	uint8_t round;		/* which dump this is, never 0 */
+	uint64_t before;	/* what began earlier may be in the store, 0: nothing */
 };
 
 /* More was seen of the connection than is recorded. */
