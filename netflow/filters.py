@@ -1,34 +1,21 @@
 """From a typed question to SQL. Values go as parameters, never as text."""
 
-from ipaddress import ip_network
+from dataclasses import replace
 from typing import Any
 
+import msgspec
+
+from netflow.language import And, Expression, Or, Test, parse
+from netflow.language.sql import condition, within
+from netflow.language.values import is_pattern, network
 from netflow.protocols import ICMP, ICMPV6
 from netflow.wire import Filter
 
-_V4_MAPPED = 0xFFFF << 32
 _MAX_VALUES = 1000
 
 
-def bounds(network: str) -> tuple[int, int]:
-    """The first and last address of ``A`` or ``A/len``, IPv4 as ::ffff:a.b.c.d.
-
-    Host bits may be set: 10.1.2.3/8 means 10.0.0.0/8. Raises ValueError with
-    a message for people.
-    """
-    try:
-        net = ip_network(network, strict=False)
-    except ValueError:
-        raise ValueError(
-            f"{network!r} is not an address or a network: write 192.0.2.1, 192.0.2.0/24 "
-            "or 2001:db8::/32"
-        ) from None
-    base = _V4_MAPPED if net.version == 4 else 0
-    return base + int(net.network_address), base + int(net.broadcast_address)
-
-
 def where(asked: Filter) -> tuple[str, dict[str, Any]]:
-    """A condition over ``flows`` joined with the tenures ``o`` and ``r``.
+    """A condition over records ``f`` (netflow.history.source) with tenures ``o`` and ``r`` joined.
 
     Addresses and ports match before or after translation. Ports never match
     ICMP, whose fields of that name mean something else. Raises ValueError for
@@ -46,6 +33,9 @@ def where(asked: Filter) -> tuple[str, dict[str, Any]]:
     if asked.until is not None:
         terms.append(f"start_time <= make_timestamp_ns({put(_time(asked.until))})")
 
+    if asked.nodes:
+        terms.append(f"list_contains({put(_few(asked.nodes, 'nodes'))}::VARCHAR[], f.node)")
+
     owners = {"any": ("o", "r"), "originator": ("o",), "responder": ("r",)}[asked.side]
     if asked.slices:
         names = put(_few(asked.slices, "slices"))
@@ -61,13 +51,9 @@ def where(asked: Filter) -> tuple[str, dict[str, Any]]:
         (asked.dst, ("dst", "ndst")),
         (asked.addr, ("src", "nsrc", "dst", "ndst")),
     ):
-        tests = []
-        for low, high in map(bounds, _few(networks, "addresses")):
-            # UHUGEINT passes through the driver whole only as text.
-            first, last = put(str(low)), put(str(high))
-            tests += [f"{c} BETWEEN {first}::UHUGEINT AND {last}::UHUGEINT" for c in columns]
-        if tests:
-            terms.append(_any(tests))
+        if networks:
+            wanted = dict.fromkeys(map(network, _few(networks, "addresses")))
+            terms.append(_any(list(map(within(tuple(wanted), put), columns))))
 
     for ports, columns in (
         (asked.sport, ("sport", "nsport")),
@@ -86,7 +72,57 @@ def where(asked: Filter) -> tuple[str, dict[str, Any]]:
             _within(proto, 255, "a protocol number")
         protos = put(_few(asked.proto, "protocols"))
         terms.append(f"list_contains({protos}::UTINYINT[], proto)")
+    if asked.expression:
+        terms.append(f"({condition(parse(asked.expression), put)})")
     return " AND ".join(terms) or "true", params
+
+
+def implied(asked: Filter) -> Filter:
+    """The question with options for what its expression says of every record it matches.
+
+    So ``dst ip A and ...`` lets files be left unread as --dst A does, and a slice
+    named by it is the one the question is about. Raises ValueError.
+    """
+    if not asked.expression:
+        return asked
+    tree = parse(asked.expression)
+    said: dict[str, Any] = {}
+    for part in tree.parts if isinstance(tree, And) else (tree,):
+        test = _as_one(part)
+        if not isinstance(test, Test) or test.comparison != "=" or test.side == "both":
+            continue
+        option = _OPTIONS.get((test.what, test.side))
+        names = test.what in ("slice", "node")
+        if option is None or (names and any(is_pattern(str(value)) for value in test.values)):
+            continue
+        if test.what in ("slice", "xid"):
+            if asked.slices or asked.xids or "side" in said:
+                continue  # one side is said for all of them
+            said["side"] = _SIDES[test.side]
+        if not getattr(asked, option) and option not in said:
+            said[option] = [str(v) if test.what == "ip" else v for v in test.values]
+    return msgspec.structs.replace(asked, **said)
+
+
+def _as_one(part: Expression) -> Expression:
+    """``port 80 or port 443`` as ``port in [80 443]``."""
+    if not isinstance(part, Or):
+        return part
+    tests = [test for test in part.parts if isinstance(test, Test)]
+    kinds = {(test.what, test.side, test.comparison) for test in tests}
+    if len(tests) < len(part.parts) or len(kinds) > 1:
+        return part
+    merged = dict.fromkeys(value for test in tests for value in test.values)
+    return replace(tests[0], values=tuple(merged))
+
+
+_SIDES = {"any": "any", "src": "originator", "dst": "responder"}
+_OPTIONS = {
+    ("ip", "src"): "src", ("ip", "dst"): "dst", ("ip", "any"): "addr",
+    ("port", "src"): "sport", ("port", "dst"): "dport", ("port", "any"): "port",
+    ("proto", "any"): "proto", ("node", "any"): "nodes",
+    **{(what, side): f"{what}s" for what in ("slice", "xid") for side in _SIDES},
+}  # fmt: skip
 
 
 def _any(tests: list[str]) -> str:
