@@ -13,25 +13,41 @@ from vnet.registry import open_readonly
 
 from netflow.when import SECOND
 
+NODE, OTHER = "(node)", "(other)"  # where metrics name slices: no slice's name has a (
+MAX_NAMED = 1000
+"""Slices that metrics name; all others are OTHER."""
+
 _FOREVER = 1 << 62
 _log = logging.getLogger("netflow")
 
 # Each record matches at most one tenure of an xid: the earliest that had not
 # ended when the record began, if it had begun when the record ended. "after"
 # is the end of the one before it.
+#
+# The registry is of this node, under all names that it has had; what it says of
+# others' xids is nothing. Theirs came with their files.
 CTE = """
-tenure AS MATERIALIZED (
+here AS (SELECT value AS node FROM meta WHERE key = 'node'
+    UNION SELECT node FROM segments UNION SELECT node FROM files WHERE own),
+registry AS (
     SELECT unnest($t_xid::USMALLINT[]) AS xid, unnest($t_slice::VARCHAR[]) AS slice,
         make_timestamp_ns(unnest($t_after::BIGINT[])) AS "after",
         make_timestamp_ns(unnest($t_since::BIGINT[])) AS since,
-        make_timestamp_ns(unnest($t_until::BIGINT[])) AS until)
+        make_timestamp_ns(unnest($t_until::BIGINT[])) AS until),
+tenure AS MATERIALIZED (
+    SELECT node, xid, slice, "after", since, until FROM registry, here
+    UNION ALL
+    SELECT node, xid, slice, lag(until, 1, make_timestamp_ns(0))
+        OVER (PARTITION BY node, xid ORDER BY since), since, until
+    FROM told_names WHERE node NOT IN (SELECT node FROM here))
 """
 
 
 def join(side: str, alias: str) -> str:
-    """SQL that joins the tenure of one side's xid ("o" or "r") under an alias."""
+    """SQL that joins to records f the tenure of one side's xid ("o" or "r") under an alias."""
     return (
-        f"LEFT JOIN tenure {alias} ON {alias}.xid = {side}xid AND {alias}.until > start_time "
+        f"LEFT JOIN tenure {alias} ON {alias}.xid = {side}xid AND {alias}.node = f.node "
+        f"AND {alias}.until > start_time "
         f'AND {alias}."after" <= start_time AND {alias}.since <= end_time'
     )
 
@@ -50,16 +66,17 @@ def tenures(names: Names, now: int) -> dict[str, list[Any]]:
 
     It may appear later: it is looked at for each question.
     """
-    changed = _changed(names.registry)
-    if names.seen != changed or not names.params:
+    found = changed(names.registry)
+    if names.seen != found or not names.params:
         names.params = _read(names.registry)
         # File times tick in milliseconds: a change right after this one might
         # leave the same time behind, so a fresh file is not trusted yet.
-        names.seen = changed if now - changed[0] > 2 * SECOND else None
+        names.seen = found if now - found[0] > 2 * SECOND else None
     return names.params
 
 
-def _changed(registry: Path) -> tuple[int, int]:
+def changed(registry: Path) -> tuple[int, int]:
+    """When a file was written (ns) and its size: to see whether it is still the same."""
     try:
         stat = registry.stat()
     except OSError:
@@ -74,8 +91,23 @@ def _read(registry: Path) -> dict[str, list[Any]]:
     except FileNotFoundError:
         return params_of([])
     except (OSError, sqlite3.Error) as error:
-        _log.warning("cannot read names from %s: %s", registry, error)
+        _log.warning("cannot read names from %s", error)
         return params_of([])
+
+
+def held_by(
+    registry: Path, xids: set[int], since: int, until: int
+) -> list[tuple[int, str, int, int | None]]:
+    """Tenures (xid, slice, since, until) of some xids that touch a period."""
+    try:
+        with open_readonly(registry) as opened:
+            return [
+                (t.xid, t.slice, t.since, t.until)
+                for t in opened.tenures()
+                if t.xid in xids and t.since <= until and (t.until is None or t.until >= since)
+            ]
+    except (OSError, sqlite3.Error):
+        return []
 
 
 def params_of(rows: list[tuple[int, str, int, int | None]]) -> dict[str, list[Any]]:

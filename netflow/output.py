@@ -1,29 +1,38 @@
-"""Answers as tables, JSON and CSV. Gaps are always said: on stderr, or in the JSON."""
+"""Records, gaps and the collector's status as people see them."""
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from netflow.client import Answer
-from netflow.protocols import ICMP, ICMPV6, name, tcp_state
+from netflow.protocols import ICMP, ICMPV6, REASONS, name, tcp_state
 from netflow.when import SECOND, iso
-from netflow.wire import Gap, Header
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-REASONS = {1: "idle", 2: "closed", 3: "active", 4: "owner", 5: "lost"}
+    from netflow.lines import Gap, Header
+
 _SAID = 5
+_GAPS = {
+    "not-running": "no collector ran",
+    "rebooted": "no collector ran, and the machine began anew",
+    "overrun": "about {} events lost",
+    "unreadable": "{} messages of the kernel could not be read",
+    "clock-step": "the clock was set",
+    "store-lost": "the database was lost",
+    "file-lost": "a file of records was lost",
+    "disk-full": "the disk was full",
+}
 
 
 def record(columns: list[str], row: list[Any]) -> dict[str, Any]:
     """One row as the record that users see."""
     r = dict(zip(columns, row, strict=True))
     made: dict[str, Any] = {
+        "node": r["node"],
         "start": iso(r["start"]),
         "end": iso(r["end"]),
         "flow_start": iso(r["flow_start"]),
@@ -57,7 +66,7 @@ def record(columns: list[str], row: list[Any]) -> dict[str, Any]:
     return made
 
 
-def owner(slice_name: str | None, xid: int) -> str:
+def owner(slice_name: str | None, xid: int | None) -> str:
     """A side's owner for people: its name, else its number, else nobody local."""
     return slice_name or (f"xid {xid}" if xid else "-")
 
@@ -74,18 +83,37 @@ def amount(count: int) -> str:
     return f"{value:.0f}E"
 
 
+def printable(text: str) -> str:
+    """What a terminal may be given: names come with other nodes' files, too, and could hold its
+    control sequences.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def gap_text(gap: Gap) -> str:
     """One gap for people, in this machine's zone."""
+    return printable(_gap_text(gap))
+
+
+def _gap_text(gap: Gap) -> str:
+    of = f"{gap.node}: " if gap.node else ""
     if gap.what == "before-first":
-        return f"before {iso(gap.until, 0, True)} nothing was collected yet"
-    span = f"{iso(gap.since, 0, True)} to {iso(gap.until, 0, True)}"
-    if gap.what == "not-running":
-        return f"{span} no collector ran"
-    return f"{span} about {gap.events} events lost"
+        return f"{of}before {iso(gap.until, 0, True)} nothing was collected yet"
+    if gap.what == "not-imported":
+        return f"{of}after {iso(gap.since, 0, True)} nothing was imported yet"
+    span = f"{of}{iso(gap.since, 0, True)} to {iso(gap.until, 0, True)}"
+    if gap.what == "no-events":
+        return f"{span} the guard's log tells nothing ({gap.note})"
+    if gap.what == "retired":
+        return f"{span} {gap.estimate} records were dropped ({gap.note})"
+    text = _GAPS.get(gap.what, gap.what).format(gap.events)
+    if gap.estimate is not None:
+        text += f", about {gap.estimate} records"
+    return f"{span} {text}" + (f" ({gap.note})" if gap.note else "")
 
 
-def say_gaps(header: Header, more: bool = False) -> None:
-    """On stderr, which gaps touch the period, and what else is not shown."""
+def say_gaps(header: Header, more: str = "") -> None:
+    """On stderr, which gaps touch the period, and what else is not shown (more says it)."""
     gaps = header.gaps
     if gaps:
         touch = "1 gap touches" if len(gaps) == 1 else f"{len(gaps)} gaps touch"
@@ -96,13 +124,21 @@ def say_gaps(header: Header, more: bool = False) -> None:
         as_of = iso(header.as_of, 0, True)
         print(f"netflow: what still goes on is counted up to {as_of} only", file=sys.stderr)
     if more:
-        print("netflow: only the newest are shown: --limit 0 shows all", file=sys.stderr)
+        print(f"netflow: {more}", file=sys.stderr)
 
 
 def gaps_json(header: Header) -> dict[str, Any]:
     """The header's part of a JSON answer."""
     gaps = [
-        {"since": iso(g.since), "until": iso(g.until), "what": g.what, "events": g.events}
+        {
+            "node": g.node or None,
+            "since": iso(g.since),
+            "until": iso(g.until),
+            "what": g.what,
+            "events": g.events,
+            "estimate": g.estimate,
+            "note": g.note,
+        }
         for g in header.gaps
     ]
     return {
@@ -113,77 +149,40 @@ def gaps_json(header: Header) -> dict[str, Any]:
     }
 
 
-def show_flows(answer: Answer, output: str) -> None:
-    """Write a flows answer to stdout."""
-    records = (record(answer.header.columns, row) for row in answer)
-    if output == "json":
-        _flows_json(answer, records, sys.stdout)
-        return
-    if output == "csv":
-        _flows_csv(records, sys.stdout)
-    else:
-        print_table(_flows_table(records))
-    say_gaps(answer.header, answer.trailer.more)
+FLAT = (
+    "node", "start", "end", "flow_start", "proto", "src", "sport", "dst", "dport",
+    "icmp_type", "icmp_code", "icmp_id", "nat_src", "nat_sport", "nat_dst", "nat_dport",
+    "originator_xid", "originator_slice", "originator_packets", "originator_bytes",
+    "responder_xid", "responder_slice", "responder_packets", "responder_bytes",
+    "reason", "tcp_state", "flow_id", "zone",
+)  # fmt: skip
+"""A record's columns where nothing nests: CSV and Parquet."""
 
 
-def _flows_json(answer: Answer, records: Iterable[dict[str, Any]], out: TextIO) -> None:
-    # One object, written as the records come: it may be long.
-    head = json.dumps(gaps_json(answer.header))
-    out.write(f'{head[:-1]}, "records": [')
-    separator = "\n"
-    for made in records:
-        out.write(separator + json.dumps(made))
-        separator = ",\n"
-    out.write(f'\n], "more": {json.dumps(answer.trailer.more)}}}\n')
+def flattened(made: dict[str, Any]) -> dict[str, Any]:
+    """A record with FLAT's columns; what it has not is missing."""
+    flat = dict(made)
+    for outer in ("icmp", "nat", "originator", "responder"):
+        inner = flat.pop(outer, None) or {}
+        flat |= {f"{outer}_{key}": value for key, value in inner.items()}
+    return flat
 
 
-_CSV = (  # noqa: SIM905 - a list of so many words reads worse
-    "start,end,flow_start,proto,src,sport,dst,dport,icmp_type,icmp_code,icmp_id,"
-    "nat_src,nat_sport,nat_dst,nat_dport,"
-    "originator_xid,originator_slice,originator_packets,originator_bytes,"
-    "responder_xid,responder_slice,responder_packets,responder_bytes,"
-    "reason,tcp_state,flow_id,zone"
-).split(",")
-
-
-def _flows_csv(records: Iterable[dict[str, Any]], out: TextIO) -> None:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV)
-    for made in records:
-        flat = dict(made)
-        for outer in ("icmp", "nat", "originator", "responder"):
-            inner = made.get(outer) or {}
-            flat |= {f"{outer}_{key}": value for key, value in inner.items()}
-        writer.writerow(["" if flat.get(key) is None else flat[key] for key in _CSV])
-
-
-def _end(address: str, port: Any) -> str:
+def end(address: str, port: Any) -> str:
+    """An address and a port, where there is one."""
     if port is None:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _flows_table(records: Iterable[dict[str, Any]]) -> Table:
-    table = new_table()
-    for title in ("START", "SECONDS", "PROTO", "ORIGINATOR", "RESPONDER"):
-        table.add_column(title, justify="right" if title == "SECONDS" else "left", no_wrap=True)
-    for title in ("FROM SLICE", "TO SLICE"):
-        table.add_column(title, no_wrap=True)
-    for title in ("PACKETS", "BYTES"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("REASON", no_wrap=True)
-    for made in records:
-        table.add_row(*_flow_cells(made))
-    return table
-
-
-def _flow_cells(made: dict[str, Any]) -> list[str]:
+def flow_cells(made: dict[str, Any]) -> list[str]:
+    """A record's line in a table."""
     from datetime import datetime
 
-    start, end = (datetime.fromisoformat(made[key][:26] + "Z") for key in ("start", "end"))
-    src, dst = _end(made["src"], made.get("sport")), _end(made["dst"], made.get("dport"))
+    start, until = (datetime.fromisoformat(made[key][:26] + "Z") for key in ("start", "end"))
+    src, dst = end(made["src"], made.get("sport")), end(made["dst"], made.get("dport"))
     if nat := made["nat"]:
-        nsrc, ndst = _end(nat["src"], nat.get("sport")), _end(nat["dst"], nat.get("dport"))
+        nsrc, ndst = end(nat["src"], nat.get("sport")), end(nat["dst"], nat.get("dport"))
         src += f" as {nsrc}" if nsrc != src else ""
         dst += f" as {ndst}" if ndst != dst else ""
     if icmp := made.get("icmp"):
@@ -191,7 +190,7 @@ def _flow_cells(made: dict[str, Any]) -> list[str]:
     o, r = made["originator"], made["responder"]
     return [
         start.astimezone().isoformat(sep=" ", timespec="seconds"),
-        f"{(end - start).total_seconds():.1f}",
+        f"{(until - start).total_seconds():.1f}",
         made["proto"],
         src,
         dst,
@@ -210,17 +209,35 @@ def new_table() -> Table:
     return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
 
 
-def print_table(table: Table) -> None:
-    """As wide as it needs: a cut address is no answer, a wrapped line is one."""
+def print_table(table: Table, out: TextIO | None = None, pager: bool = False) -> None:
+    """As wide as it needs: a cut address is no answer, a wrapped line is one.
+
+    pager: one that is longer than the terminal goes through $PAGER, if stdout is one.
+    """
     from rich.console import Console
 
-    Console(markup=False, highlight=False, emoji=False, width=10_000).print(table)
+    console = Console(file=out, markup=False, highlight=False, emoji=False, width=10_000)
+    if not (pager and console.is_terminal and table.row_count > _terminal_lines()):
+        console.print(table)
+        return
+    import click
+
+    with console.capture() as capture:
+        console.print(table)
+    click.echo_via_pager(capture.get(), color=not console.no_color)
+
+
+def _terminal_lines() -> int:
+    # A terminal that does not say how large it is has 0.
+    return (os.get_terminal_size(sys.stdout.fileno()).lines or 24) - 2
 
 
 def show_status(status: dict[str, Any], as_json: bool) -> None:
     """Write the collector's status to stdout."""
     if as_json:
-        print(json.dumps({**status, "since": iso(status["since"]), "as_of": iso(status["as_of"])}))
+        times = {key: iso(status[key]) for key in ("since", "as_of")}
+        full = iso(status["full_since"]) if status["full_since"] else None
+        print(json.dumps({**status, **times, "full_since": full}))
         return
     up = (status["now"] - status["since"]) // SECOND
     losses = status["losses"]
@@ -228,13 +245,18 @@ def show_status(status: dict[str, Any], as_json: bool) -> None:
     rows = {
         "collector": f"pid {status['pid']}, up {_span(up)}",
         "live": f"{status['live']} connections",
-        "records": f"{status['records']} stored",
+        "node": status["node"],
+        "records": f"{status['records']} stored, {status['hot']} of them hot",
+        "history": f"{status['files']} files ({amount(status['files_bytes'])})",
+        "dropped": f"{status['retired']} records" if status["retired"] else "none",
         "losses": lost,
         "events": f"{status['events']} since it started",
         "store": f"{status['store']} ({amount(status['store_bytes'])})",
         "socket": status["socket"],
         "memory": amount(status["memory"]),
     }
+    if status["full_since"]:
+        rows["disk"] = f"full: nothing is recorded since {iso(status['full_since'])}"
     table = new_table()
     table.show_header = False
     for key, value in rows.items():

@@ -1,4 +1,4 @@
-"""Names of IP protocols (IANA) and of TCP states (kernel: enum tcp_conntrack)."""
+"""Names of IP protocols (IANA), of TCP states (kernel: enum tcp_conntrack), of reasons."""
 
 ICMP = 1
 ICMPV6 = 58
@@ -22,7 +22,7 @@ NAMES = {
 }
 _NUMBERS = {name: number for number, name in NAMES.items()} | {"icmpv6": ICMPV6, "ipv6-icmp": 58}
 
-_TCP_STATES = (
+TCP_STATES = (
     "none",
     "syn_sent",
     "syn_recv",
@@ -34,6 +34,13 @@ _TCP_STATES = (
     "close",
     "syn_sent2",
 )
+
+
+REASON_ACTIVE, REASON_OWNER = 3, 4
+"""The connection goes on: this is the share up to now; it goes on under another owner."""
+REASONS = {1: "idle", 2: "closed", REASON_ACTIVE: "active", REASON_OWNER: "owner", 5: "lost",
+           6: "cut"}  # fmt: skip
+"""Why a record was closed (netflow.ct.Reason)."""
 
 
 def parse(text: str) -> int:
@@ -54,4 +61,4 @@ def name(number: int) -> str:
 
 def tcp_state(number: int) -> str:
     """The kernel's name of a TCP state, in lower case."""
-    return _TCP_STATES[number] if number < len(_TCP_STATES) else str(number)
+    return TCP_STATES[number] if number < len(TCP_STATES) else str(number)

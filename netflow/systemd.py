@@ -3,6 +3,7 @@
 import os
 import socket
 from contextlib import suppress
+from functools import cache
 
 
 def notify(state: str) -> None:
@@ -12,9 +13,14 @@ def notify(state: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-        link.connect(address)
-        link.send(state.encode())
+    with suppress(OSError):
+        _link().sendto(state.encode(), address)
+
+
+@cache
+def _link() -> socket.socket:
+    """One for all: a sign of life must not take a descriptor when there is none left."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 def watchdog() -> float:
