@@ -1,0 +1,1 @@
+"""Endurance: many short flows while all around them changes, and the sums afterwards."""
