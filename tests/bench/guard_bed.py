@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from testbed import cgroup as cgroups
-from testbed.net import Namespace, namespace
+from vnet.testing import cgroup as cgroups
+from vnet.testing.net import Namespace, namespace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTS_FROM = 20_000  #: reserved ports, one for each slice
@@ -50,14 +50,6 @@ class Place:
     slices: int  #: how many there are: s1 sends, s2 receives if there is one, else s1
     near: str  #: its own address on the way to the peer
     far: str  #: the peer's, a namespace without rules
-
-    @property
-    def deeper(self) -> str:
-        """A slice that makes the programs look at the level where the others really are.
-
-        The kernel counts levels from the real root, ``vnet up`` from what is mounted as the root.
-        """
-        return "/".join(["pad"] * (len(self.root.relative_to(cgroups.root()).parts) + 1))
 
     @property
     def sender(self) -> Path:
@@ -116,7 +108,7 @@ def configure(place: Place, raw: str = "deny") -> None:
     """Write a place's slices, each with a reserved port, and what the node says of itself."""
     directory = place.base / "etc/slices.d"
     directory.mkdir(parents=True)
-    lines = ["[[slice]]", 'name = "deeper"', "xid = 65535", f'cgroups = ["/{place.deeper}"]']
+    lines = []
     for i in range(1, place.slices + 1):
         lines += ["[[slice]]", f'name = "s{i}"', f"xid = {i}", f'cgroups = ["/s{i}"]']
         lines += ["[slice.grants]", f'ports = ["udp/{PORTS_FROM + i}"]']
@@ -147,8 +139,8 @@ def place(base: Path, bpffs: Path, peer: Namespace, slices: int = 2) -> Iterator
     with namespace("bench") as ns, cgroups.cgroup() as root:
         made = Place(ns, root.path, base / ns.name, bpffs, slices, *_wire(ns, peer))
         made.base.mkdir()
-        for name in (*(f"s{i}" for i in range(1, slices + 1)), made.deeper):
-            (root.path / name).mkdir(parents=True)
+        for i in range(1, slices + 1):
+            (root.path / f"s{i}").mkdir()
         # what a namespace inherits is not the same on every machine
         ns.sysctl(net__netfilter__nf_conntrack_acct=0, net__netfilter__nf_conntrack_timestamp=0)
         yield made

@@ -15,9 +15,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import peers
 
 PARENT = Path("/sys/fs/cgroup/bench.slice")
 # As many as the largest case; the sender and the receiver are the first two.
@@ -46,6 +50,17 @@ COPY_XID = "MARK --copy-xid"
 INSTALLED = "as vnet up installs it"
 CGROUP = "-m cgroup --path"
 NFT_MAP = "nft socket cgroupv2 map"
+SKB_MARK = "BPF cgroup_skb mark"
+UP_MODULE, UP_BPF = "vnet up --datapath module", "vnet up --datapath bpf"
+BPF_MARKS = "vnet up --datapath bpf, marks of sockets alone"
+UPS = {UP_MODULE: "module", UP_BPF: "bpf", BPF_MARKS: "bpf"}
+
+# How many slices the peers and whole nodes are measured with.
+COUNTS = (1, 10, 100, 1_000, SLICES)
+# Commands of `vnet` take most of the time here; that of a node is flat in between, too.
+UP_COUNTS = (1, 100, SLICES)
+# A thousand rules are long: they need no more than that.
+ROUNDS, FEW = 3, 1
 
 
 @dataclass(frozen=True)
@@ -84,11 +99,10 @@ def run(*argv: str, stdin: str | None = None, env: dict[str, str] | None = None)
 def no_rules() -> None:
     """Back to a kernel without any hook: legacy tables unloaded, nft empty, conntrack off."""
     run("nft", "flush", "ruleset")
-    if Path("/proc/net/ip_tables_names").exists() and "mangle" in Path(
-        "/proc/net/ip_tables_names"
-    ).read_text(encoding="ascii"):
-        run("iptables-legacy-restore", stdin="*mangle\nCOMMIT\n")
-        run("rmmod", "iptable_mangle")
+    names = Path("/proc/net/ip_tables_names")
+    for table in names.read_text(encoding="ascii").split() if names.exists() else ():
+        run("iptables-legacy-restore", stdin=f"*{table}\nCOMMIT\n")
+        run("rmmod", f"iptable_{table}")
 
 
 def xtables(home: str, text: str) -> None:
@@ -98,7 +112,7 @@ def xtables(home: str, text: str) -> None:
     """
     env = None
     if "--copy-xid" in text:
-        from vnet.rules import environment
+        from vnet.iptables import environment
 
         env = environment()
     run(f"iptables-{home}-restore", "--noflush", stdin=f"*mangle\n{text}COMMIT\n", env=env)
@@ -144,8 +158,42 @@ def lines(case: Case, hook: str) -> str:
     return ""
 
 
+def vnet_environment() -> dict[str, str]:
+    """Directories of vnet's own for the benchmark."""
+    return {
+        **os.environ,
+        "VNET_CONFIG_DIR": "/run/bench/etc/slices.d",
+        "VNET_STATE_DIR": "/run/bench/state",
+        "VNET_RUN_DIR": "/run/bench/run",
+        "VNET_BPF_DIR": "/sys/fs/bpf/vnet-bench",
+    }
+
+
+def vnet(*argv: str) -> None:
+    """Run ``vnet`` with directories of its own."""
+    run(sys.executable, "-m", "vnet.cli", *argv, env=vnet_environment())
+
+
+def up(case: Case) -> None:
+    """A whole node: the data path and the guard, with ``n`` slices that have a port each."""
+    directory = Path(vnet_environment()["VNET_CONFIG_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "slices.toml").write_text(
+        peers.configuration(f"/{PARENT.name}", case.n), encoding="ascii"
+    )
+    vnet("up", "--datapath", UPS[case.rules], "--variant", case.home)
+    if case.rules == BPF_MARKS:
+        run("nft", "flush", "ruleset")
+        instance = next(Path(vnet_environment()["VNET_BPF_DIR"]).glob("*/links")).parent
+        peers.detach(instance, peers.MARKS)
+        run("nft", "-f", "-", stdin=CONNTRACK_ON)
+
+
 def install(case: Case) -> None:
     """Bring the kernel from no rules at all to this case."""
+    if case.rules in UPS:
+        up(case)
+        return
     if case.conntrack:
         run("nft", "-f", "-", stdin=CONNTRACK_ON)
     if case.home == "none":
@@ -157,9 +205,9 @@ def install(case: Case) -> None:
     if case.rules == INSTALLED:
         from vnet.datapath import Chain
 
-        from vnet import rules
+        from vnet import iptables, rules
 
-        home: rules.Variant = "legacy" if case.home == "legacy" else "nft"
+        home: iptables.Variant = "legacy" if case.home == "legacy" else "nft"
         marks = ("-j MARK --copy-xid",)
         chains = (
             Chain("mangle", "INPUT", "VNET-INPUT", marks),
@@ -182,31 +230,40 @@ def cases(module: bool) -> Iterator[Case]:
                 yield Case(conntrack, home, hooks, EMPTY)
                 yield Case(conntrack, home, hooks, SET_MARK, 1)
             yield Case(True, home, hooks, BARE, 1)
-            for n in (1, 10, 100):
+            for n in COUNTS[:-1]:
                 yield Case(True, home, hooks, CGROUP, n)
         yield Case(True, home, both, EMPTY)
         yield Case(True, home, both, SET_MARK, 1)
     # Native nft has no socket expression in POSTROUTING.
     yield Case(True, "nft", ("OUTPUT",), EMPTY)
     for hook in ("OUTPUT", "INPUT"):
-        for n in (1, 100, SLICES):
+        for n in COUNTS:
             yield Case(True, "nft", (hook,), NFT_MAP, n)
+    for n in COUNTS:
+        yield Case(True, "none", (), SKB_MARK, n)
     if not module:
         return
-    for n in (0, 1, 100, SLICES):
+    for n in (0, *COUNTS):
         for home in ("legacy", "nft"):
             for hooks in one_hook:
                 yield Case(True, home, hooks, COPY_XID, n)
     for home in ("legacy", "nft"):
         yield Case(True, home, both, COPY_XID, SLICES)
         yield Case(True, home, both, INSTALLED, SLICES)
+    for rules in (UP_MODULE, UP_BPF):
+        for n in UP_COUNTS:
+            yield Case(True, "nft", both, rules, n)
+    yield Case(True, "legacy", both, UP_MODULE, 2)
+    yield Case(True, "legacy", both, UP_BPF, 2)
+    # The last: what it took down, `vnet down` would miss.
+    yield Case(True, "nft", both, BPF_MARKS, 2)
 
 
 def paths(case: Case) -> tuple[str, ...]:
     """Which ways of a packet the case's hooks lie on."""
-    if case.home == "none":
+    if case.home == "none" and not case.rules:
         return (*OUT, *IN, "udp-lo", "tcp-lo")
-    if len(case.hooks) == 2:
+    if len(case.hooks) == 2 or case.rules == SKB_MARK:
         return BOTH
     return IN if case.hooks == ("INPUT",) else OUT
 
@@ -215,12 +272,14 @@ def measure(case: Case, path: str, pktcost: Path) -> Result:
     """Run pktcost, each time on an empty connection table."""
     result = Result(case, path)
     # Where there is one slice, both ends are in it; where there is none, they are the node's.
-    receiver = SENDER if case.rules == COPY_XID and case.n == 1 else RECEIVER
+    receiver = SENDER if case.rules in (COPY_XID, *UPS) and case.n == 1 else RECEIVER
     for _ in range(CONNECTIONS.get(path, 1)):
         if case.conntrack:
             run("conntrack", "-F")
         before = counters(case)
-        said = json.loads(run(str(pktcost), path, "-t", str(SENDER), "-u", str(receiver)))
+        rounds = FEW if case.rules == CGROUP and case.n == max(COUNTS[:-1]) else ROUNDS
+        ends = ("-t", str(SENDER), "-u", str(receiver))
+        said = json.loads(run(str(pktcost), path, "-r", str(rounds), *ends))
         after = counters(case)
         result.rounds += said["rounds"]
         for name, count in after.items():
@@ -307,11 +366,15 @@ def machine() -> dict[str, str]:
 @contextmanager
 def rules(case: Case) -> Iterator[None]:
     """The case's rules, and none before and after."""
-    install(case)
-    try:
+    with ExitStack() as stack:
+        stack.callback(no_rules)
+        install(case)
+        if case.rules in (UP_MODULE, UP_BPF):
+            stack.callback(vnet, "down")
+        if case.rules == SKB_MARK:
+            owners = {(PARENT / f"s{i}").stat().st_ino: i for i in range(1, case.n + 1)}
+            stack.enter_context(peers.cgroup_skb(PARENT.parent, owners))
         yield
-    finally:
-        no_rules()
 
 
 def main() -> None:

@@ -15,6 +15,10 @@
  *   round BATCHES NAME ...
  *	the least batch of each, in ns per packet (TCP: per request and
  *	response). Answer: the numbers
+ *   flood MILLISECONDS NAME ...
+ *	as much as goes through the pairs of each name (several may have one):
+ *	UDP packets a second of the sender's processor time, TCP bytes a
+ *	second of both ends'. Answer: the numbers
  *
  * On loopback and through a veth pair a packet is received inside the sender's
  * call, so its whole way is within the time that is taken.
@@ -211,6 +215,77 @@ static int do_round(char *line)
 	return 0;
 }
 
+/* The processor's time: what else runs on this machine does not count. */
+static uint64_t used(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Only the sending is timed: a receiver has a processor of its own. */
+static uint64_t flood_udp(const struct pair *p, double *sent)
+{
+	static struct iovec iov = { payload, PAYLOAD };
+	static struct mmsghdr m[BATCH];
+	char buf[PAYLOAD];
+	uint64_t start, took;
+	int n;
+
+	for (int i = 0; i < BATCH; i++)
+		m[i].msg_hdr = (struct msghdr){ .msg_iov = &iov, .msg_iovlen = 1 };
+	start = used();
+	n = sendmmsg(p->tx, m, BATCH, 0);
+	took = used() - start;
+	for (int i = 0; i < BATCH; i++)
+		if (n != BATCH || recv(p->rx, buf, PAYLOAD, 0) != PAYLOAD)
+			DIE(p->name);
+	*sent += n;
+	return took;
+}
+
+/* Fill the connection, then empty it. */
+static uint64_t flood_tcp(const struct pair *p, double *received)
+{
+	static char chunk[1 << 16];
+	uint64_t start = used();
+	ssize_t n;
+
+	while (send(p->tx, chunk, sizeof(chunk), MSG_DONTWAIT) > 0)
+		;
+	while ((n = recv(p->rx, chunk, sizeof(chunk), MSG_DONTWAIT)) > 0)
+		*received += n;
+	return used() - start;
+}
+
+static int do_flood(char *line)
+{
+	char *name, *rest = line + strlen("flood ");
+	uint64_t enough = strtoul(strsep(&rest, " "), NULL, 10) * 1000000u;
+
+	while ((name = strsep(&rest, " "))) {
+		uint64_t took = 0;
+		double sum = 0;
+
+		while (took < enough) {
+			uint64_t before = took;
+
+			for (int i = 0; i < count; i++)
+				if (!strcmp(pairs[i].name, name))
+					took += pairs[i].turns ? flood_tcp(&pairs[i], &sum)
+							       : flood_udp(&pairs[i], &sum);
+			if (took == before)
+				return -1;
+		}
+		if (!sum)
+			DIE(name);
+		printf("%.0f ", sum * 1e9 / took);
+	}
+	printf("\n");
+	return 0;
+}
+
 int main(void)
 {
 	char *line = NULL;
@@ -224,7 +299,8 @@ int main(void)
 			if (open_pair(line))
 				return 2;
 			printf("ok\n");
-		} else if (strncmp(line, "round ", 6) || do_round(line)) {
+		} else if (!strncmp(line, "flood ", 6) ? do_flood(line)
+			   : strncmp(line, "round ", 6) || do_round(line)) {
 			fprintf(stderr, "netcost: %s?\n", line);
 			return 2;
 		}

@@ -1,7 +1,8 @@
 """Write the measured figures into docs/benchmarks.md, between its markers.
 
 Input is what the measuring programs wrote into build/bench: guest.py (packets-*.json, one per
-kernel), guard_cost.py (guard.json) and bench_dump.py (dump.json); output is Markdown. Only what is
+kernel), guard_cost.py (guard.json), peers_cost.py (peers.json), bench_dump.py (dump.json),
+bench_ingest.py (ingest.json) and bench_export.py (export.json); output is Markdown. Only what is
 between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced. The goals are printed too.
 """
 
@@ -136,14 +137,14 @@ def one_path(figures: Figures, path: str, hooks: tuple[str, ...]) -> str:
     row("one rule without a target", BARE, 1)
     row(f"`{SET_MARK}`", SET_MARK, 1)
     row(f"`{COPY_XID}`, the node's own socket", COPY_XID, 0)
-    for n in (1, 100, 10_000):
+    for n in (1, 10, 100, 1_000, 10_000):
         row(f"**`{COPY_XID}`, {slices(n)}**", COPY_XID, n)
     if path == "udp-out":
         for title, column in (("the mean", SENDERS), ("the dearest", WORST_SENDER)):
             row(f"`{COPY_XID}`, 10,000 slices, {title} of 16 senders", COPY_XID, 10_000, at=column)
-    for n in (1, 10, 100):
-        row(f"`{CGROUP}`, {n} rule{'s' if n > 1 else ''}", CGROUP, n)
-    for n in (1, 100, 10_000):
+    for n in (1, 10, 100, 1_000):
+        row(f"`{CGROUP}`, {n:,} rule{'s' if n > 1 else ''}", CGROUP, n)
+    for n in (1, 10, 100, 1_000, 10_000):
         row(f"nft `socket cgroupv2` map, {slices(n)}", NFT_MAP, n)
     head = [""]
     for home in ("legacy", "nft"):
@@ -360,12 +361,18 @@ def put(page: str, name: str, text: str) -> str:
 
 def main() -> None:
     """See the module's text."""
+    import report_export
+    import report_history
+    import report_ingest
+    import report_peers
+
     page = PAGE.read_text(encoding="utf-8")
     for series in ("6.1", "6.12"):
         source = ROOT / f"build/bench/packets-{series}.json"
         if source.exists():
             figures = load(source)
             page = put(page, f"packets {series}", packets(figures, series))
+            page = put(page, f"peers {series}", report_peers.packets(figures, series))
             print(f"{figures.machine['kernel']}:")
             for goal in goals(figures):
                 for baseline in goal.over:
@@ -373,9 +380,23 @@ def main() -> None:
     source = ROOT / "build/bench/guard.json"
     if source.exists():
         page = put(page, "guard", guard(source))
+    source = ROOT / "build/bench/peers.json"
+    if source.exists():
+        data = report_peers.load(source)
+        page = put(page, "peers time", report_peers.times(data))
+        page = put(page, "throughput", report_peers.throughput(data))
     source = ROOT / "build/bench/dump.json"
     if source.exists():
         page = put(page, "dump", dump(source))
+    source = ROOT / "build/bench/ingest.json"
+    if source.exists():
+        page = put(page, "ingest", report_ingest.ingest(source, table, number))
+    source = ROOT / "build/bench/export.json"
+    if source.exists():
+        page = put(page, "export", report_export.export(source, table))
+    source = ROOT / "build/bench/history.json"
+    if source.exists():
+        page = put(page, "history", report_history.history(source))
     PAGE.write_text(page, encoding="utf-8")
 
 
