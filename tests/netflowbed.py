@@ -12,22 +12,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
-from testbed.net import HERE, Namespace
-from testbed.poll import until
+from vnet.testing.net import HERE, Namespace
+from vnet.testing.poll import until
 
 from netflow import client, output, wire
 
 NETFLOW = [sys.executable, "-m", "netflow"]
 
 
-def accounting(ns: Namespace) -> None:
-    """Switch on what the collector needs of connection tracking."""
+def accounting(ns: Namespace, lasting: int = 0) -> None:
+    """Switch on what the collector needs of connection tracking.
+
+    ``lasting``: the seconds that it remembers a connection of which it sees nothing more,
+    else the kernel's 10 (reset) to 30 (UDP, pings): a slow machine needs as long to look.
+    """
+    timeouts = ("udp_timeout", "icmp_timeout", "icmpv6_timeout", "tcp_timeout_close")
+    more = {f"net__netfilter__nf_conntrack_{name}": lasting for name in timeouts if lasting}
     ns.sysctl(
         net__netfilter__nf_conntrack_acct=1,
         net__netfilter__nf_conntrack_timestamp=1,
         net__netfilter__nf_conntrack_events=1,
+        **more,
     )
 
 
@@ -55,14 +63,27 @@ class Collector:
 
     def ask(self, limit: int = 0, **which: Any) -> tuple[list[dict[str, Any]], list[wire.Gap]]:
         """The records that match, as users see them, and the gaps."""
+        rows, header = self._flows(limit, which)
+        return rows, header.gaps
+
+    def _flows(self, limit: int, which: dict[str, Any]) -> tuple[list[dict[str, Any]], wire.Header]:
         asked = wire.Flows(filter=wire.Filter(**which), limit=limit)
         with client.asking(self.socket, asked) as answer:
-            rows = [output.record(answer.header.columns, row) for row in answer]
-            return rows, answer.header.gaps
+            return [output.record(answer.header.columns, row) for row in answer], answer.header
 
     def records(self, **which: Any) -> list[dict[str, Any]]:
         """The records that match."""
         return self.ask(**which)[0]
+
+    def recorded(self, **which: Any) -> list[dict[str, Any]]:
+        """The records that match, in an answer up to now: on a slow machine one may fall short."""
+        now = time_ns()
+
+        def upto_now() -> list[list[dict[str, Any]]]:
+            rows, header = self._flows(0, which)
+            return [rows] if header.as_of >= now else []
+
+        return until(upto_now, 240, "an answer up to now")[0]
 
     def top(self, **which: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
         """Sums by slice (or "xid N"), and the total."""
@@ -77,7 +98,7 @@ class Collector:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; returns its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def memory(self, key: str = "VmHWM") -> int:
         """Its memory in kB, from /proc/PID/status."""
@@ -88,7 +109,7 @@ class Collector:
 def launch(ns: Namespace, base: Path, *options: str, under: tuple[str, ...] = ()) -> Collector:
     """Start ``netflow collect``, perhaps under a program, without waiting for it."""
     env = {
-        "NETFLOW_STORE": str(base / "flows.duckdb"),
+        "NETFLOW_STORE": str(base),
         "NETFLOW_SOCKET": str(base / "query.sock"),
         "VNET_STATE_DIR": str(base),
         "PYTHONWARNINGS": "error",
@@ -100,9 +121,11 @@ def launch(ns: Namespace, base: Path, *options: str, under: tuple[str, ...] = ()
 
 
 @contextmanager
-def collector(ns: Namespace, base: Path, *options: str, wait: float = 30) -> Iterator[Collector]:
+def collector(
+    ns: Namespace, base: Path, *options: str, wait: float = 60, under: tuple[str, ...] = ()
+) -> Iterator[Collector]:
     """A collector that answers; it is killed on exit if it still runs."""
-    made = launch(ns, base, *options)
+    made = launch(ns, base, *options, under=under)
     try:
         until(lambda: answers(made), wait, "the collector answers")
         yield made
@@ -186,7 +209,7 @@ def destroy(ns: Namespace) -> None:
 
 
 def _in(ns: Namespace, *words: str) -> None:
-    ns.run(sys.executable, "-m", "netflowbed", *words, timeout=120)
+    ns.run(sys.executable, "-m", "netflowbed", *words, timeout=300)
 
 
 def _attribute(kind: int, data: bytes) -> bytes:

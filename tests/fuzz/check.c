@@ -24,7 +24,9 @@ void check_flows(const struct flow_batch *out)
 		CHECK(out->reason[i] >= FLOW_IDLE && out->reason[i] <= FLOW_LOST);
 		CHECK(out->start[i] <= out->end[i]);
 		if (out->reason[i] == FLOW_ACTIVE)
-			CHECK(out->opackets[i] || out->rpackets[i]);
+			/* without packets it only names a new owner */
+			CHECK(out->opackets[i] || out->rpackets[i] ||
+			      out->oxid[i] || out->rxid[i]);
 	}
 }
 

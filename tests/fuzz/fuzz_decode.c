@@ -64,6 +64,11 @@ static void apply(struct run *r, const struct ct_batch *b, int active)
 		for (i = 0; i < nasks; i++)
 			CHECK(asks[i] >= row && asks[i] < next);
 		flush(r);
+		if (nasks && b->msg[asks[nasks - 1]] == CT_DESTROY) {
+			CHECK(asks[nasks - 1] == next - 1);
+			ct_table_settle(r->table, b, next - 1, r->now, r->out, r->out);
+			flush(r);
+		}
 		row = next;
 	}
 	for (i = 0; i < b->count; i++)
@@ -89,8 +94,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint32_t rows = 0;
 
 	b = ct_batch_new(1 + (how & 7));
-	r.out = flow_batch_new(2 + (how >> 3 & 3));
+	r.out = flow_batch_new(4 + (how >> 3 & 3));
 	CHECK(r.table && r.bound && r.out && b);
+	if (how & 1)
+		ct_table_old(r.table, 1ull << 62);
 	while (at < size && rows < ROWS_MAX) {
 		b->count = 0;
 		if (how & 32)

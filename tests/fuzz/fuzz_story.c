@@ -13,7 +13,9 @@
  * The first byte is the world's manner. Ids are handed out as the kernel does
  * at its worst (the same slot, the same id), or never twice. Ends may be told
  * twice. A lossy world forgets events: then what went unseen may be missing,
- * but nothing is recorded twice. A hasty collector sweeps before it has read
+ * but nothing is recorded twice. So it is when the collector is killed and
+ * another one starts, which knows what was recorded; ends that the kernel still
+ * had to tell, it may tell that one. A hasty collector sweeps before it has read
  * the events that wait: then connections get lost that end after all, and the
  * sums must be right all the same.
  */
@@ -25,7 +27,7 @@ enum { SLOTS = 4, QUEUE = 512, LIVES = 512, COUNTS = 4 };
 enum { IDS_DIFFER = 1, REPEAT_ENDS = 2, LOSSY = 4, HASTY = 8 };
 
 struct life {			/* one incarnation: what is true of it */
-	uint64_t start, stop, count[COUNTS], recorded[COUNTS];
+	uint64_t start, stop, end, count[COUNTS], recorded[COUNTS];
 	uint32_t id, mark, marks;	/* marks: bit 4 * half + owner, ever */
 	uint8_t slot, alive, ends, told;
 };
@@ -44,6 +46,8 @@ struct world {
 	uint64_t clock;
 	int dumping;			/* the next slot to dump, -1: none */
 	int how;
+	int killed;
+	struct flow_batch *sums;
 };
 
 static uint64_t tick(struct world *w)
@@ -186,6 +190,8 @@ static void take_flow(struct world *w, const struct flow_batch *f, uint32_t i)
 			CHECK(told[n] == 0);
 		return;
 	}
+	l->told = 1;
+	l->end = f->end[i];
 	for (n = 0; n < COUNTS; n++) {
 		l->recorded[n] += told[n];
 		CHECK(l->recorded[n] <= l->count[n]);
@@ -230,6 +236,48 @@ static void forget(struct queue *q, uint32_t n)
 	drop_read(q);
 }
 
+/* What the store holds of a life. */
+static void put_sums(struct world *w, const struct life *l)
+{
+	struct flow_batch *s = w->sums;
+	uint32_t i = s->count;
+
+	if (!l->told)
+		return;
+	CHECK(i < s->capacity);
+	s->count++;
+	s->src_hi[i] = s->dst_hi[i] = 0;
+	s->src_lo[i] = s->dst_lo[i] = l->slot;
+	s->sport[i] = s->dport[i] = 7;
+	s->zone[i] = 0;
+	s->proto[i] = l->slot & 1 ? 6 : 17;
+	s->flow_id[i] = l->id;
+	s->flow_start[i] = l->start;
+	s->end[i] = l->end;
+	s->opackets[i] = l->recorded[0];
+	s->obytes[i] = l->recorded[1];
+	s->rpackets[i] = l->recorded[2];
+	s->rbytes[i] = l->recorded[3];
+}
+
+/* The end of one that a new collector does not know, but the store may. */
+static void settle(struct world *w, const struct ct_batch *b, uint32_t row)
+{
+	const struct life *l = NULL;
+	int n;
+
+	for (n = 0; n < w->lives; n++)
+		if (w->life[n].start == b->start[row])
+			l = &w->life[n];
+	CHECK(l && w->killed);
+	if (l->ends)
+		return;
+	w->sums->count = 0;
+	put_sums(w, l);
+	ct_table_settle(w->table, b, row, w->clock, w->sums, w->out);
+	flush(w);
+}
+
 /* Read up to n rows. An ask is answered by the kernel at once, by tuple. */
 static void take(struct world *w, struct queue *q, uint32_t n, int active)
 {
@@ -245,7 +293,9 @@ static void take(struct world *w, struct queue *q, uint32_t n, int active)
 		for (i = 0; i < nasks; i++) {
 			int slot = (int)q->rows->src_lo[asks[i]];
 
-			if (w->slot[slot] >= 0 && has_room(&w->answers))
+			if (q->rows->msg[asks[i]] == CT_DESTROY)
+				settle(w, q->rows, asks[i]);
+			else if (w->slot[slot] >= 0 && has_room(&w->answers))
 				say(&w->answers, CT_DUMP, &w->life[w->slot[slot]]);
 		}
 	}
@@ -276,6 +326,59 @@ static void dump(struct world *w, uint8_t arg)
 	flush(w);
 	take(w, &w->events, QUEUE, 0);	/* at the latest before the next sweep */
 	w->dumping = -1;
+}
+
+/* Of what was not read, only ends are told again, if at all. */
+static void lose_unread(struct queue *q, int all)
+{
+	struct ct_batch *b = q->rows;
+	uint32_t i, kept = 0;
+
+	for (i = q->first; i < b->count && !all; i++) {
+		if (b->msg[i] != CT_DESTROY)
+			continue;
+		b->msg[kept] = b->msg[i];
+		b->has[kept] = b->has[i];
+		b->proto[kept] = b->proto[i];
+		b->id[kept] = b->id[i];
+		b->mark[kept] = b->mark[i];
+		b->src_lo[kept] = b->dst_lo[kept] = b->src_lo[i];
+		b->start[kept] = b->start[i];
+		b->stop[kept] = b->stop[i];
+		b->opackets[kept] = b->opackets[i];
+		b->obytes[kept] = b->obytes[i];
+		b->rpackets[kept] = b->rpackets[i];
+		b->rbytes[kept++] = b->rbytes[i];
+	}
+	q->first = 0;
+	b->count = kept;
+}
+
+/* kill -9, and another collector: its first dump, and what the store holds. */
+static void kill_and_resume(struct world *w, uint8_t arg)
+{
+	int n;
+
+	w->killed = 1;
+	ct_table_free(w->table);
+	w->table = ct_table_new();
+	CHECK(w->table);
+	if (!(arg & 2))		/* or the next one listened before this one died */
+		lose_unread(&w->events, arg & 1);
+	lose_unread(&w->dumped, 1);
+	lose_unread(&w->answers, 1);
+	w->dumping = -1;
+	ct_table_dump_begin(w->table);
+	w->sums->count = 0;
+	for (n = 0; n < SLOTS; n++) {
+		if (w->slot[n] < 0)
+			continue;
+		say(&w->dumped, CT_DUMP, &w->life[w->slot[n]]);
+		put_sums(w, &w->life[w->slot[n]]);
+	}
+	take(w, &w->dumped, QUEUE, 0);
+	ct_table_recorded(w->table, w->sums);
+	ct_table_old(w->table, tick(w));
 }
 
 static void step(struct world *w, uint8_t op, uint8_t arg)
@@ -312,7 +415,10 @@ static void step(struct world *w, uint8_t op, uint8_t arg)
 		take(w, &w->dumped, arg & 7, arg & 8);
 		break;
 	case 7:
-		dump(w, arg);
+		if ((op & 0xf8) == 0xf8)
+			kill_and_resume(w, arg);
+		else
+			dump(w, arg);
 		break;
 	}
 }
@@ -328,7 +434,7 @@ static void end_all(struct world *w)
 	take(w, &w->events, QUEUE, 0);
 	take(w, &w->answers, QUEUE, 0);
 	take(w, &w->dumped, QUEUE, 1);
-	if (w->how & LOSSY)
+	if (w->how & LOSSY || w->killed)
 		return;
 	CHECK(ct_table_count(w->table) == 0);
 	for (i = 0; i < w->lives; i++) {
@@ -358,8 +464,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	w.dumping = -1;
 	w.clock = 1000;
 	w.table = ct_table_new();
-	w.out = flow_batch_new(2 + (w.how >> 4 & 3));
-	CHECK(w.table && w.out);
+	w.out = flow_batch_new(4 + (w.how >> 4 & 3));
+	w.sums = flow_batch_new(LIVES);
+	CHECK(w.table && w.out && w.sums);
 	queue_new(&w.events);
 	queue_new(&w.dumped);
 	queue_new(&w.answers);
@@ -369,6 +476,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ct_batch_free(w.events.rows);
 	ct_batch_free(w.dumped.rows);
 	ct_batch_free(w.answers.rows);
+	flow_batch_free(w.sums);
 	flow_batch_free(w.out);
 	ct_table_free(w.table);
 	return 0;

@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import askersbed
 import pytest
 from netflowbed import (
     NETFLOW,
@@ -18,14 +19,13 @@ from netflowbed import (
     connmark,
     counted,
     launch,
-    spread,
     sums,
 )
-from testbed.apps import start
-from testbed.net import HERE
-from testbed.poll import until
+from vnet.testing.apps import start
+from vnet.testing.net import HERE
+from vnet.testing.poll import until
 
-from netflow import wire
+from netflow import server, wire
 
 pytestmark = pytest.mark.netns
 
@@ -36,8 +36,7 @@ NOBODY = 64999  # a uid and gid that nobody has
 @pytest.fixture
 def node(ns):
     """A namespace whose connections are counted, owned by A."""
-    accounting(ns)
-    ns.sysctl(net__netfilter__nf_conntrack_udp_timeout=600)
+    accounting(ns, lasting=600)
     connmark(ns, A)
     return ns
 
@@ -131,9 +130,9 @@ def test_an_active_query_and_the_next_do_not_count_twice(node, sink, tmp_path):
 
 def test_it_needs_no_capability_but_net_admin(node, sink, tmp_path):
     words = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", "--")
-    flows = launch(node, tmp_path, under=words)
+    flows = launch(node, tmp_path, "--group", "games", under=words)
     try:
-        until(lambda: answers(flows), 30)
+        until(lambda: answers(flows))
         status = Path(f"/proc/{flows.process.pid}/status").read_text()
         assert re.search(r"^CapEff:\s+0*1000$", status, re.M)
         datagrams(node, 5, 4000)
@@ -147,43 +146,15 @@ def test_it_needs_no_capability_but_net_admin(node, sink, tmp_path):
 def test_without_net_admin_it_says_so(node, tmp_path):
     words = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
     refused = launch(node, tmp_path, under=words)
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(60) == 1
     assert "CAP_NET_ADMIN is needed" in log(tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    HERE.run("mount", "-t", "tmpfs", "-o", "size=3m", "small", str(where))
-    yield where
-    HERE.run("umount", "-l", str(where))
-
-
-def test_a_full_disk_ends_the_collector_and_leaves_the_store_whole(node, sink, small_disk):
-    with collector(node, small_disk, "--active-timeout", "1s") as flows:
-        datagrams(node, 5, 4000)
-        assert sums(flows.records())[0] == 5
-        (small_disk / "ballast").write_bytes(bytes(2_400_000))
-        spread(node, 20_000)
-        assert flows.process.wait(60) == 1
-        assert "cannot write to" in log(small_disk)
-        assert "Traceback" not in log(small_disk)
-    (small_disk / "ballast").unlink()
-    HERE.run("mount", "-o", "remount,size=200m", str(small_disk))
-    with collector(node, small_disk) as flows:
-        assert sums(flows.records(sport=[4000])) == counted(
-            node, "-p", "udp", "--orig-port-src", "4000"
-        )
-        assert [gap.what for gap in flows.ask()[1]] == ["not-running"]
 
 
 @pytest.mark.parametrize("setting", ["acct", "timestamp", "events"])
 def test_a_collector_that_could_not_count_says_which_setting_to_change(node, tmp_path, setting):
     node.sysctl(**{f"net__netfilter__nf_conntrack_{setting}": 0})
     refused = launch(node, tmp_path)
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(60) == 1
     assert f"sysctl -w net.netfilter.nf_conntrack_{setting}=1" in log(tmp_path)
     assert "Traceback" not in log(tmp_path)
     assert not (tmp_path / "flows.duckdb").exists()
@@ -192,7 +163,7 @@ def test_a_collector_that_could_not_count_says_which_setting_to_change(node, tmp
 def test_a_second_collector_on_a_store_is_refused_and_the_first_goes_on(node, tmp_path):
     with collector(node, tmp_path) as flows:
         second = launch(node, tmp_path)
-        assert second.process.wait(30) == 1
+        assert second.process.wait(60) == 1
         assert "in use by another collector" in log(tmp_path)
         assert flows.status()["pid"]
 
@@ -218,12 +189,9 @@ def test_a_dead_collectors_socket_is_replaced(node, tmp_path):
 
 
 @pytest.fixture
-def open_way(tmp_path_factory):
-    """A directory that other users can reach."""
-    base = tmp_path_factory.mktemp("netflow")
-    for path in (base, *base.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
-    return base
+def open_way():
+    with askersbed.open_way() as base:
+        yield base
 
 
 def query_as(flows, uid, group=None):
@@ -231,12 +199,8 @@ def query_as(flows, uid, group=None):
     return HERE.run(*words, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"})
 
 
-def test_another_user_is_refused_by_the_sockets_mode_and_by_the_collector(node, open_way):
+def test_a_user_of_no_slice_is_refused(node, open_way):
     with collector(node, open_way) as flows:
-        refused = query_as(flows, NOBODY)
-        assert refused.returncode == 1
-        assert "permission denied" in refused.stderr
-        flows.socket.chmod(0o666)
         refused = query_as(flows, NOBODY)
         assert refused.returncode == 1
         assert f"uid {NOBODY} may not ask" in refused.stderr
@@ -246,10 +210,7 @@ def test_another_user_is_refused_by_the_sockets_mode_and_by_the_collector(node, 
 
 def test_members_of_the_group_may_ask_and_others_may_not(node, open_way):
     with collector(node, open_way, "--group", "games") as flows:
-        games = flows.socket.stat().st_gid
-        assert games != 0
-        assert query_as(flows, NOBODY, games).returncode == 0
-        flows.socket.chmod(0o666)
+        assert query_as(flows, NOBODY, askersbed.GAMES).returncode == 0
         refused = query_as(flows, NOBODY)
         assert refused.returncode == 1
         assert "members of group games" in refused.stderr
@@ -258,7 +219,7 @@ def test_members_of_the_group_may_ask_and_others_may_not(node, open_way):
 def raw(flows, data):
     """Send bytes as they are; what comes back."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
-        link.settimeout(10)
+        link.settimeout(60)
         link.connect(str(flows.socket))
         try:
             link.sendall(data)
@@ -318,7 +279,7 @@ def test_clients_that_never_read_stop_neither_the_collector_nor_others(node, sin
         assert sums(flows.records())[0] == 13
         began = time.monotonic()
         assert flows.stop() == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < server.PATIENCE, "it did not wait for them"
         for link in idle:
             link.close()
 
@@ -339,7 +300,7 @@ def test_a_client_too_many_is_told_to_come_again(node, tmp_path):
 def test_the_service_manager_is_told_when_it_is_ready_and_that_it_lives(node, tmp_path):
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(30)
+        manager.settimeout(60)
         os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         os.environ["WATCHDOG_USEC"] = "200000"
         try:
@@ -349,10 +310,12 @@ def test_the_service_manager_is_told_when_it_is_ready_and_that_it_lives(node, tm
         assert manager.recv(1000).startswith(b"READY=1")
         assert flows.status()["pid"] == flows.process.pid
         assert [manager.recv(1000) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-        assert flows.stop() == 0
+        # It waits for us who do not read: a socket holds few datagrams (max_dgram_qlen).
+        flows.process.send_signal(signal.SIGTERM)
         words = b""
         while b"STOPPING=1" not in words:
             words = manager.recv(1000)
+        assert flows.process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

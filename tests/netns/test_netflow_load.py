@@ -2,8 +2,8 @@
 
 import pytest
 from netflowbed import accounting, collector, connmark, counted, create, destroy, spread, sums
-from testbed.apps import start
-from testbed.poll import until
+from vnet.testing.apps import start
+from vnet.testing.poll import until
 
 pytestmark = pytest.mark.netns
 
@@ -14,7 +14,7 @@ MANY = 200_000
 @pytest.fixture
 def node(ns):
     """A namespace whose connections are counted, owned by A."""
-    accounting(ns)
+    accounting(ns, lasting=600)
     connmark(ns, A, "-p", "udp")
     return ns
 
@@ -30,41 +30,43 @@ def test_a_full_receive_buffer_is_a_counted_gap_and_sums_are_right_after_it(node
         with start(node, "udp-send", count=7, **options) as sender:
             sender.result()
         create(node, 20_000)
-        [gap] = until(lambda: [g for g in flows.ask()[1] if g.what == "overrun"], 20)
-        until(lambda: flows.status()["live"] == 20_001, 30)
+        until(lambda: [g for g in flows.ask()[1] if g.what == "overrun"])
+        until(lambda: flows.status()["live"] == 20_001, 240)
         with start(node, "udp-send", count=5, **options) as sender:
             sender.result()
         records = flows.records(sport=[4000])
         assert sums(records) == counted(node, "-p", "udp", "--orig-port-src", "4000")
-        [gap] = until(lambda: [g for g in flows.ask()[1] if g.events], 20)
-        assert gap.since < gap.until
-        assert flows.status()["losses"] == 1
-        assert flows.status()["events_lost"] == gap.events > 0
+        # One overrun, or several one after the other, where the collector has too little time.
+        gaps = until(lambda: all(g.events for g in flows.ask()[1]) and flows.ask()[1])
+        assert all(gap.since < gap.until for gap in gaps)
+        assert flows.status()["losses"] >= len(gaps)
+        assert flows.status()["events_lost"] == sum(gap.events for gap in gaps) > 0
         said = flows.cli("query", "--sport", "4000").stderr
-        assert f"about {gap.events} events lost" in said
-        assert flows.ask(until=gap.since - 1)[1] == []
-        until(lambda: flows.ask(since=gap.until + 1)[1] == [])
+        assert f"about {gaps[-1].events} events lost" in said
+        assert flows.ask(until=min(gap.since for gap in gaps) - 1)[1] == []
+        last = max(gap.until for gap in gaps)
+        until(lambda: flows.ask(since=last + 1)[1] == [])
 
 
 def test_ends_that_did_not_fit_are_recorded_all_the_same(node, tmp_path):
     with collector(node, tmp_path, "--receive-buffer", "8192") as flows:
         create(node, 5_000)
-        until(lambda: flows.status()["live"] == 5_000, 30)
+        until(lambda: flows.status()["live"] == 5_000, 240)
         destroy(node)
-        until(lambda: flows.status()["live"] == 0, 30)
-        records = until(lambda: len(r := flows.records()) >= 5_000 and r, 30)
+        until(lambda: flows.status()["live"] == 0, 240)
+        records = until(lambda: len(r := flows.records()) >= 5_000 and r)
         ended = [r for r in records if r["reason"] in ("idle", "lost")]
-        assert len({r["flow_id"] for r in ended}) == 5_000
+        # Not by their ids: those are 32 bits of a hash, and one run in 350 had two the same.
+        assert len({r["src"] for r in ended}) == 5_000
         assert flows.status()["losses"] >= 1
 
 
 def test_many_live_connections_fit_into_memory_also_after_a_restart(node, tmp_path):
-    node.sysctl(net__netfilter__nf_conntrack_udp_timeout=600)
     spread(node, MANY // 2)
     size = 29  # bytes: one of data
     with collector(node, tmp_path, "--active-timeout", "3s") as flows:
         spread(node, MANY // 2, first=MANY // 2)
-        until(lambda: flows.status()["records"] == MANY, 60)
+        until(lambda: flows.status()["records"] == MANY, 240)
         assert flows.status()["live"] == MANY
         assert flows.top()[1] == {"bytes": MANY * size, "packets": MANY, "flows": MANY}
         assert flows.memory() < 250_000
@@ -72,12 +74,14 @@ def test_many_live_connections_fit_into_memory_also_after_a_restart(node, tmp_pa
         assert flows.stop() == 0
     with collector(node, tmp_path) as flows:
         spread(node, 1000)
-        until(lambda: flows.top()[1]["packets"] == MANY + 1000, 60)
+        until(lambda: flows.top()[1]["packets"] == MANY + 1000, 240)
         destroy(node)
-        until(lambda: flows.status()["live"] == 0, 60)
+        until(lambda: flows.status()["live"] == 0, 240)
         assert flows.top()[1] == {
             "bytes": (MANY + 1000) * size, "packets": MANY + 1000, "flows": MANY + 1000
         }  # fmt: skip
-        assert flows.status()["losses"] == 0
+        # Where the machine is busy the buffer may overrun, but nothing is missing for it.
+        lost = lambda: [g for g in flows.ask(limit=1)[1] if g.what == "overrun" and g.estimate]  # noqa: E731
+        until(lambda: not lost(), 240)
         assert flows.memory() < 250_000
         print("memory", flows.memory(), "kB")

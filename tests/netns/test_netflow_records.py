@@ -16,9 +16,9 @@ from netflowbed import (
     set_mark,
     sums,
 )
-from testbed.apps import start
-from testbed.net import HERE
-from testbed.poll import until
+from vnet.testing.apps import start
+from vnet.testing.net import HERE
+from vnet.testing.poll import until
 
 from vnet import registry
 
@@ -31,14 +31,14 @@ A_TO_B = B << 16 | A
 @pytest.fixture
 def node(ns):
     """A namespace whose connections are counted."""
-    accounting(ns)
+    accounting(ns, lasting=600)
     return ns
 
 
 @pytest.fixture
 def both(peers):
     """A node that counts, and a peer."""
-    accounting(peers.node)
+    accounting(peers.node, lasting=600)
     return peers
 
 
@@ -51,12 +51,15 @@ def test_a_tcp_connection_has_both_owners_and_the_kernels_counts(node, tmp_path,
         start(node, "tcp-client", to=address, port=server.port, send=100_000) as client,
     ):
         client.result()
+        family = "ipv6" if ":" in address else "ipv4"
+        # Loopback may be late with the last ACK; it is there when the state says so.
+        until(lambda: "TIME_WAIT" in node.run("conntrack", "-L", "-f", family).stdout)
         [record] = flows.records()
         assert (record["src"], record["dst"]) == (address, address)
         assert (record["sport"], record["dport"]) == (client.port, server.port)
         assert owners(record) == (A, B)
         assert record["nat"] is None
-        assert sums([record]) == counted(node, "-f", "ipv6" if ":" in address else "ipv4")
+        assert sums([record]) == counted(node, "-f", family)
         assert record["originator"]["bytes"] > 100_000
         assert record["responder"]["bytes"] > 5000
         assert record["flow_start"] == record["start"] < record["end"]
@@ -152,9 +155,9 @@ def test_an_ended_connection_says_how_it_ended(node, tmp_path):
             node.run("conntrack", "-L")
             return [r for r in flows.records(proto=[proto]) if r["reason"] == reason]
 
-        [closed] = until(lambda: ends(6, "closed"), 20)
+        [closed] = until(lambda: ends(6, "closed"))
         assert closed["tcp_state"] == "close"
-        assert until(lambda: ends(17, "idle"), 20)
+        assert until(lambda: ends(17, "idle"))
         assert not counted(node)[0]
 
 
@@ -208,13 +211,17 @@ def test_a_connection_that_goes_on_is_recorded_at_each_active_timeout(node, tmp_
         start(node, "tcp-server", bind="127.0.0.1") as server,
         start(node, "tcp-client", to="127.0.0.1", port=server.port, send=10, hold="sent") as client,
     ):
-        until(lambda: flows.status()["records"] == 1)
+        until(lambda: flows.status()["records"])
+        before = flows.status()["records"]
         client.go()
         client.result()
-        until(lambda: flows.status()["records"] == 2)
-        first, second = flows.records()
-        assert (first["reason"], second["start"]) == ("active", first["end"])
-        assert sums([first, second]) == counted(node)
+        until(lambda: "TIME_WAIT" in node.run("conntrack", "-L").stdout)
+        until(lambda: flows.status()["records"] > before)
+        # Two; or more, where what is done at once takes longer than the timeout.
+        records = sorted(flows.records(), key=lambda r: r["start"])
+        assert {r["reason"] for r in records} == {"active"}
+        assert [r["start"] for r in records[1:]] == [r["end"] for r in records[:-1]]
+        assert sums(records) == counted(node)
 
 
 def test_names_come_from_the_registry_even_if_it_appears_later(node, tmp_path):
@@ -247,7 +254,7 @@ def test_top_can_be_followed_and_tells_a_gap_once(node, tmp_path):
             assert next(line for line in lines if line.startswith("xid 256"))
             assert next(line for line in lines if line.startswith("xid 256"))
             following.send_signal(signal.SIGINT)
-            assert following.wait(30) == 0
+            assert following.wait(60) == 0
             assert following.stderr.read().count("nothing was collected yet") == 1
 
 

@@ -2,24 +2,64 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from netflow import ask, names, output, protocols
-from netflow.wire import Gap
-from vnet import registry
+from netflow import cli, metrics, names, output, protocols, questions, shapes, show
+from netflow.wire import Gap, Header, Trailer
+from vnet import refusals, registry, state
 
 pytestmark = pytest.mark.unit
 
-HEAVY = {"duckdb", "numpy", "rich", "msgspec", "sqlite3", "pyroute2", "iptc", "scapy", "netflow.ct"}
+HEAVY = {
+    "duckdb",
+    "matplotlib",
+    "numpy",
+    "rich",
+    "msgspec",
+    "sqlite3",
+    "pyroute2",
+    "iptc",
+    "scapy",
+    "netflow.ct",
+}
 
 
 def test_the_command_line_loads_nothing_heavy():
     code = "import sys, netflow.cli; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not HEAVY & set(loaded)
+
+
+def test_asking_who_loads_nothing_but_what_it_takes():
+    code = (
+        "import sys; from netflow.cli import main\n"
+        "try: main(['who', '--to', '192.0.2.1:80', '--at', '03:00', '--socket', '/nonexistent'])\n"
+        "finally: print(*sys.modules)"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "no collector answers" in done.stderr
+    loaded = set(done.stdout.split())
+    assert "netflow.show" in loaded
+    assert not (HEAVY | {"csv", "lark", "netflow.cli_ask", "netflow.wire"}) & loaded
+
+
+def test_every_command_is_in_the_help_and_found_by_its_name():
+    context = click.Context(cli.main)
+    listed = cli.main.list_commands(context)
+    assert listed == sorted(listed)
+    assert len(listed) == 15
+    for name in listed:
+        assert cli.main.get_command(context, name).name == name
+    said = CliRunner().invoke(cli.main, ["--help"]).output
+    assert re.findall(r"^  ([a-z]+)  ", said, re.M) == listed
 
 
 def test_help_is_quick():
@@ -35,7 +75,7 @@ def test_help_is_quick():
     assert min(once() for _ in range(5)) < 0.150
 
 
-@pytest.mark.parametrize("command", ["collect", "query", "top", "status"])
+@pytest.mark.parametrize("command", ["collect", "who", "query", "top", "scans", "report", "status"])
 def test_each_command_has_help(command):
     done = subprocess.run(
         [sys.executable, "-m", "netflow", command, "--help"], capture_output=True, text=True
@@ -45,11 +85,11 @@ def test_each_command_has_help(command):
 
 
 def flow_row(**given):
-    row = dict.fromkeys(ask.FLOW_COLUMNS, 0)
+    row = dict.fromkeys(questions.FLOW_COLUMNS, 0)
     row |= {"proto": 6, "src": "10.0.0.1", "dst": "10.0.0.2", "sport": 1000, "dport": 80}
     row |= {"nsrc": "10.0.0.1", "ndst": "10.0.0.2", "nsport": 1000, "ndport": 80, "reason": 2}
     row |= {"oslice": None, "rslice": None} | given
-    assert list(row) == list(ask.FLOW_COLUMNS)
+    assert list(row) == list(questions.FLOW_COLUMNS)
     return output.record(list(row), list(row.values()))
 
 
@@ -121,3 +161,47 @@ def test_a_broken_registry_names_nothing(tmp_path):
     path = tmp_path / "registry.db"
     path.write_bytes(b"not a database" * 100)
     assert held(names.Names(path), 0) == []
+
+
+def test_a_name_cannot_drive_the_terminal(capsys):
+    columns = list(shapes.top("slice", False).columns)
+    row = ["a\x1b]0;owned\x07\u202eb", 7, 1, 2, 3, 4, 5]
+    header = Header(columns=columns, since=0, until=1, as_of=1, gaps=[])
+    total = Trailer(rows=1, total={"bytes": 3, "packets": 7, "flows": 5})
+    made = dict(zip(columns, row, strict=True))
+    output.print_table(shapes.top("slice", False).table(header, [made], total))
+    assert "a?]0;owned??b" in capsys.readouterr().out
+    gap = Gap(since=0, until=10**9, what="overrun", note="\x1b[2J")
+    assert "?[2J" in output.gap_text(gap)
+
+
+def test_a_file_keeps_its_mode_and_a_new_one_is_not_for_others(tmp_path, monkeypatch):
+    def mode(file):
+        return file.stat().st_mode & 0o777
+
+    monkeypatch.setattr(metrics, "text", lambda source: b"netflow_up 0\n")
+    before = os.umask(0o022)
+    try:
+        answer, numbers = tmp_path / "answer", tmp_path / "numbers"
+        for file, new in ((answer, 0o640), (numbers, 0o644)):
+            for expected in (new, 0o600, 0o666):
+                if file.exists():
+                    file.chmod(expected)
+                if file is answer:
+                    with show.written(file) as out:
+                        out.write("flows")
+                else:
+                    assert not CliRunner().invoke(cli.main, ["metrics", "--write", file]).exit_code
+                assert mode(file) == expected
+    finally:
+        os.umask(before)
+
+
+def test_a_damaged_registry_takes_names_away_from_metrics_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "registry.db").write_bytes(b"garbage" * 1000)
+    count = SimpleNamespace(xid=7, kind="spoof", refused=3, observed=0)
+    monkeypatch.setattr(state, "load", lambda path: SimpleNamespace(instance="/programs"))
+    monkeypatch.setattr(refusals, "read", lambda instance: [count])
+    source = metrics.Source(tmp_path / "none.sock", tmp_path, tmp_path, tmp_path)
+    text = metrics.text(source).decode()
+    assert 'vnet_refusals_total{kind="spoof",slice="xid 7"} 3.0' in text

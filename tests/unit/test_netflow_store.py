@@ -1,74 +1,27 @@
 """The store, and what is asked of it: real DuckDB files, no collector."""
 
-import ipaddress
-from types import SimpleNamespace
+import threading
+from contextlib import ExitStack, closing, suppress
 
+import duckdb
 import numpy as np
 import pytest
+from storebed import SEC, T0, addr, archiver_of, flow, put, tenures
+from vnet.testing.poll import until
 
-from netflow import ask, names, store
+from netflow import access, history, names, questions, store
+from netflow.history import archive
 from netflow.wire import Filter, Flows, Header, Top, Trailer
 
 pytestmark = pytest.mark.unit
 
-SEC = 1_000_000_000
-T0 = 1_772_334_720 * SEC
-
-
-def addr(text):
-    ip = ipaddress.ip_address(text)
-    number = int(ip) if ip.version == 6 else 0xFFFF << 32 | int(ip)
-    return number >> 64, number & (1 << 64) - 1
-
-
-COLUMNS = {
-    "flow_start": "u8", "start": "u8", "end": "u8", "flow_id": "u4", "zone": "u2", "proto": "u1",
-    "reason": "u1", "tcp_state": "u1", "sport": "u2", "dport": "u2", "nsport": "u2",
-    "ndport": "u2", "opackets": "u8", "obytes": "u8", "rpackets": "u8", "rbytes": "u8",
-    "oxid": "u2", "rxid": "u2", "src_hi": "u8", "src_lo": "u8", "dst_hi": "u8", "dst_lo": "u8",
-    "nsrc_hi": "u8", "nsrc_lo": "u8", "ndst_hi": "u8", "ndst_lo": "u8",
-}  # fmt: skip
-
-
-def flow(src="10.0.0.1", dst="10.0.0.2", *, start=0.0, end=1.0, **given):
-    """One record; times in seconds after T0."""
-    row = dict.fromkeys(COLUMNS, 0)
-    row |= {"proto": 6, "sport": 1000, "dport": 80, "reason": 2, "flow_id": 1}
-    row |= {"start": T0 + int(start * SEC), "end": T0 + int(end * SEC)}
-    row["flow_start"] = T0 + int(given.pop("flow_start", start) * SEC)
-    nat = {"src": given.pop("nsrc", src), "dst": given.pop("ndst", dst)}
-    for side, text in (("src", src), ("dst", dst)):
-        row[f"{side}_hi"], row[f"{side}_lo"] = addr(text)
-        row[f"n{side}_hi"], row[f"n{side}_lo"] = addr(nat[side])
-    row |= {"nsport": given.get("sport", 1000), "ndport": given.get("dport", 80)}
-    assert set(given) <= set(row)
-    return row | given
-
-
-def columns(*rows):
-    return {name: np.array([r[name] for r in rows], dtype=kind) for name, kind in COLUMNS.items()}
-
 
 @pytest.fixture
 def opened(tmp_path):
-    kept = store.open_store(tmp_path / "flows.duckdb")
-    store.begin_run(kept, T0)
+    kept = store.open_store(tmp_path)
+    store.begin_run(kept, store.Mark(T0))
     yield kept
     kept.con.close()
-
-
-def put(kept, *rows, caught_up=T0 + 1000 * SEC):
-    store.commit(kept, columns(*rows), caught_up)
-
-
-def tenures(*rows):
-    """A registry whose tenures are given in seconds after T0."""
-
-    def at(seconds):
-        return None if seconds is None else T0 + int(seconds * SEC)
-
-    params = names.params_of([(xid, name, at(a), at(b)) for xid, name, a, b in rows])
-    return SimpleNamespace(registry=None, params=params)
 
 
 @pytest.fixture
@@ -76,11 +29,11 @@ def asked(opened, monkeypatch):
     """Ask as a client would; returns (header, rows as dicts, trailer)."""
     monkeypatch.setattr(names, "tenures", lambda known, now: known.params)
 
-    def run(question, known=None, now=T0 + 1000 * SEC):
+    def run(question, known=None, now=T0 + 1000 * SEC, scope=access.ALL):
         lines = []
-        answer = ask.flows if isinstance(question, Flows) else ask.top
-        period = ask.period(opened.con, question.filter, now, now)
-        answer(opened.con, question, known or tenures(), period, lines.append)
+        answer = questions.ANSWERS[type(question)]
+        period = questions.period(opened.con, question.filter, now, now)
+        answer(opened.con, question, known or tenures(), period, scope, lines.append)
         header, *rows, trailer = lines
         assert isinstance(header, Header)
         assert isinstance(trailer, Trailer)
@@ -216,13 +169,14 @@ def test_top_sums_by_slice_both_ways_and_counts_the_total_once(opened, asked):
         opened,
         flow(oxid=7, flow_id=1, opackets=1, obytes=100, rpackets=2, rbytes=1000),
         flow(rxid=7, flow_id=2, opackets=3, obytes=10, rpackets=4, rbytes=20),
-        flow(oxid=7, rxid=8, flow_id=3, opackets=5, obytes=5000, rpackets=6, rbytes=1),
+        flow(oxid=7, rxid=8, flow_id=3, reason=3, opackets=5, obytes=5000, rpackets=6, rbytes=1),
         flow(oxid=7, rxid=8, flow_id=3, opackets=1, obytes=1, start=1, end=2, flow_start=0),
         flow(flow_id=4, opackets=1, obytes=7, rbytes=8),
         flow(oxid=9, rxid=9, flow_id=5, opackets=1, obytes=30, rpackets=1, rbytes=40),
     )
     known = tenures((7, "a", -100, None), (8, "b", -100, None))
     _, rows, trailer = asked(Top(filter=Filter()), known)
+    assert {r.pop("place") for r in rows} == {None}
     by_name = {(r.pop("slice"), r.pop("xid")): r for r in rows}
     assert by_name["a", 7] == {
         "out_bytes": 5121, "in_bytes": 1011, "out_packets": 11, "in_packets": 11, "flows": 3
@@ -250,11 +204,11 @@ def gaps_in(kept, since, until, now=1000):
 
 def test_time_without_a_collector_is_a_gap_for_the_answers_it_touches(tmp_path):
     kept = store.open_store(tmp_path / "s")
-    assert store.begin_run(kept, T0 + 10 * SEC) == 0
-    store.commit(kept, None, T0 + 20 * SEC)
+    assert store.begin_run(kept, store.Mark(T0 + 10 * SEC)) is None
+    store.commit(kept, None, store.Mark(T0 + 20 * SEC))
     kept.con.close()
     kept = store.open_store(tmp_path / "s")
-    assert store.begin_run(kept, T0 + 30 * SEC) == T0 + 20 * SEC
+    assert store.begin_run(kept, store.Mark(T0 + 30 * SEC)).until == T0 + 20 * SEC
     assert gaps_in(kept, 0, 40) == [("before-first", 0, 10, 0), ("not-running", 20, 30, 0)]
     assert gaps_in(kept, 11, 19) == []
     assert gaps_in(kept, 31, 40) == []
@@ -273,12 +227,12 @@ def test_a_loss_is_told_with_the_answers_it_touches(opened):
 
 def test_a_loss_that_a_killed_collector_left_open_ends_with_it(tmp_path):
     kept = store.open_store(tmp_path / "s")
-    store.begin_run(kept, T0)
-    store.commit(kept, None, T0 + 20 * SEC)
+    store.begin_run(kept, store.Mark(T0))
+    store.commit(kept, None, store.Mark(T0 + 20 * SEC))
     store.open_loss(kept, T0 + 10 * SEC, "overrun", 5)
     kept.con.close()
     kept = store.open_store(tmp_path / "s")
-    store.begin_run(kept, T0 + 30 * SEC)
+    store.begin_run(kept, store.Mark(T0 + 30 * SEC))
     assert gaps_in(kept, 0, 15) == [("overrun", 10, 20, 5)]
     kept.con.close()
 
@@ -320,17 +274,22 @@ def test_a_connection_without_a_kernel_start_is_found_by_its_newest_records(open
 
 def test_a_store_of_another_version_or_kind_is_refused(tmp_path):
     kept = store.open_store(tmp_path / "s")
-    kept.con.execute("UPDATE meta SET value = '99'")
+    kept.con.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
     kept.con.close()
     with pytest.raises(store.StoreError, match="schema version 99"):
         store.open_store(tmp_path / "s")
-    (tmp_path / "text").write_text("not a database " * 1000)
-    with pytest.raises(store.StoreError, match="cannot open"):
-        store.open_store(tmp_path / "text")
+    for name in ("text", "locks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flows.duckdb").write_text("not a database " * 1000)
+        with pytest.raises(store.DamagedError, match="cannot read"):
+            store.open_store(tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(store.StoreError, match="is a file"):
+        store.open_store(tmp_path / "file")
 
 
 def test_the_store_is_not_for_everybody(opened):
-    assert opened.path.stat().st_mode & 0o007 == 0
+    assert (opened.path / "flows.duckdb").stat().st_mode & 0o007 == 0
 
 
 def test_small_commits_do_not_blow_the_store_up(opened):
@@ -338,3 +297,83 @@ def test_small_commits_do_not_blow_the_store_up(opened):
         put(opened, flow(sport=n, start=n, end=n + 1), caught_up=T0 + n * SEC)
     opened.con.execute("CHECKPOINT")
     assert store.size(opened) < 4 << 20
+
+
+def test_a_question_that_goes_on_keeps_no_commit_waiting(tmp_path):
+    kept = store.open_store(tmp_path)
+    store.begin_run(kept, store.Mark(T0))
+    put(kept, flow(sport=1))
+    con, began, over = kept.con.cursor(), threading.Event(), threading.Event()
+
+    def ask():
+        # it would take days; and what interrupts it may meet the end of reading(), too
+        with suppress(duckdb.InterruptException), history.reading(con):
+            assert con.execute("SELECT count(*) FROM flows_1").fetchall() == [(1,)]
+            began.set()
+            con.execute(
+                "SELECT sum(hash(a.range + b.range + sport)) FROM range(1000000) a,"
+                " range(1000000) b, flows_1"
+            ).fetchall()
+        over.set()
+
+    reader = threading.Thread(target=ask)
+    reader.start()
+    try:
+        assert began.wait(60)
+        for n in range(20):
+            put(kept, flow(sport=2 + n), caught_up=T0 + (1000 + n) * SEC)
+        assert not over.is_set()
+        assert store.facts(kept.con)["hot"] == 21
+    finally:
+        until(lambda: con.interrupt() or over.is_set())
+        reader.join()
+        kept.con.close()
+
+
+class Full:
+    """A connection whose pool is full at the next COMMIT, as DuckDB says it."""
+
+    def __init__(self, con, words):
+        self.con, self.words = con, [words]
+
+    def __getattr__(self, name):
+        return getattr(self.con, name)
+
+    def execute(self, sql, *params):
+        if sql == "COMMIT" and self.words:
+            self.con.execute("ROLLBACK")
+            raise duckdb.TransactionException(self.words.pop())
+        return self.con.execute(sql, *params)
+
+
+def test_questions_that_overlap_do_not_let_the_log_grow(opened):
+    opened.con.execute("SET checkpoint_threshold = '100KB'")
+    log = opened.path / "flows.duckdb.wal"
+    batch = [flow(dst=f"10.9.{n}.1", sport=n) for n in range(100)]
+    hour, longest = 3600 * SEC, 0
+    with ExitStack() as last:
+        for n in range(60):
+            if n % 4 == 0:  # a question that begins before the one before has ended
+                this = ExitStack()
+                con = this.enter_context(closing(opened.con.cursor()))
+                this.enter_context(history.reading(con))
+                con.execute("SELECT count(*) FROM segments").fetchall()
+                last.close()
+                last.push(this.pop_all())
+            put(opened, *batch, caught_up=T0 + n // 20 * hour)
+            longest = max(longest, log.stat().st_size if log.exists() else 0)
+            if n % 20 == 0:
+                archive.close_segments(archiver_of(opened))
+    assert longest < 400_000  # of 800,000
+
+
+def test_a_commit_waits_for_memory_that_it_lacks_at_the_last_moment(opened, asked):
+    words = "TransactionContext Error: Failed to commit: failed to pin block of size 256.0 KiB"
+    opened.con = Full(opened.con, words)
+    put(opened, flow(sport=7))
+    assert opened.con.words == []
+    assert found(asked) == [7]
+    opened.con.words = ["TransactionContext Error: Failed to commit: something else"]
+    with pytest.raises(duckdb.TransactionException, match="something else"):
+        put(opened, flow(sport=8))
+    assert found(asked) == [7]
