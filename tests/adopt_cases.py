@@ -2,20 +2,23 @@
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_SOCKET
 from typing import Any
 
 import bpfbed
 from bpfbed import SO_MARK, A, B, inside, mark
-from testbed.cgroup import Cgroup, cgroup
-from testbed.net import HERE, Namespace
 from vnet.adopt import adopt
+from vnet.testing.cgroup import Cgroup, cgroup
+from vnet.testing.net import HERE, Namespace
 
 from vnet import policy
 
 LATE = 4242
+AF_XDP = 44
 
 
 @contextmanager
@@ -144,3 +147,57 @@ def test_a_slice_that_is_no_more_leaves_no_xid_on_its_sockets(bed):
         policy.write(bed.instance, policy.Policy(slices={bed.b.id: B}))
         assert adopt().sockets == 2
         assert ask() == [0, 0]
+
+
+def test_sockets_that_have_no_name_are_passed_over(bed):
+    def make():
+        found = [socket.socket(AF_XDP, SOCK_RAW)]
+        with suppress(OSError):  # not in every kernel
+            found.append(socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET))
+        return [*found, socket.socket()]
+
+    with cgroup() as late, holding(late, make) as ask:
+        bed.write(slices={late.id: LATE})
+        assert adopt().refused == {}
+        assert ask()[-1] == LATE
+
+
+def test_a_file_with_a_name_longer_than_the_kernel_tells_hides_no_socket(bed, tmp_path):
+    def make():
+        os.chdir(tmp_path)
+        for _deeper in range(20):
+            Path("d" * 250).mkdir()
+            os.chdir("d" * 250)
+        os.open(".", os.O_RDONLY)
+        return [socket.socket()]
+
+    with cgroup() as late, holding(late, make) as ask:
+        bed.write(slices={late.id: LATE})
+        adopt()
+        assert ask() == [LATE]
+
+
+def test_a_descriptor_that_is_a_file_since_proc_was_read_is_passed_over(bed, tmp_path):
+    """What /proc said a moment ago is still in here."""
+    fds = tmp_path / str(os.getpid()) / "fd"
+    fds.mkdir(parents=True)
+    with Path(os.devnull).open() as file, socket.socket() as one:
+        for fd in file.fileno(), one.fileno():
+            (fds / str(fd)).symlink_to(f"socket:[{10**9 + fd}]")
+        before = sorted(Path("/proc/self/fd").iterdir())
+        assert adopt(tmp_path).refused == {}
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_process_whose_number_is_a_threads_since_proc_was_read_is_passed_over(bed, tmp_path):
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        fds = tmp_path / str(thread.native_id) / "fd"
+        fds.mkdir(parents=True)
+        (fds / "0").symlink_to("socket:[1000000000]")
+        assert adopt(tmp_path).sockets == 0
+    finally:
+        end.set()
+        thread.join()

@@ -10,13 +10,13 @@ from unittest import mock
 import bpfbed
 import pytest
 from bpfbed import SO_MARK, A, B, inside, mark, marks
-from testbed.cgroup import cgroup
-from testbed.poll import until
 from vnet._bpf import lib
 from vnet.errors import BpfError
 from vnet.policy import Policy
+from vnet.testing.cgroup import cgroup
+from vnet.testing.poll import until
 
-from vnet import bpf, policy
+from vnet import bpf, bpfobjects, policy
 
 KINDS = [(AF_INET, SOCK_STREAM), (AF_INET, SOCK_RAW, 1)]
 
@@ -98,9 +98,12 @@ def test_two_versions_side_by_side_both_hold(own_bed, tmp_path):
 def test_a_load_that_fails_leaves_nothing(bpf_dir, tmp_path):
     objects = tmp_path / "objects"
     objects.mkdir()
-    (objects / "base.bpf.o").write_bytes((bpf.OBJECTS / "base.bpf.o").read_bytes())
+    (objects / "base.bpf.o").write_bytes((bpfobjects.OBJECTS / "base.bpf.o").read_bytes())
     (objects / "other.bpf.o").write_bytes(b"no object")
-    with mock.patch("vnet.bpf.OBJECTS", objects), pytest.raises(BpfError, match=r"other\.bpf\.o"):
+    with (
+        mock.patch("vnet.bpfobjects.OBJECTS", objects),
+        pytest.raises(BpfError, match=r"other\.bpf\.o"),
+    ):
         bpf.load(bpf_dir, False)
     assert not bpf_dir.exists()
 
@@ -146,6 +149,16 @@ def test_a_place_that_is_no_bpffs_is_refused_before_anything_is_done(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bpffs_that_is_mounted_for_it_is_roots_alone(tmp_path):
+    assert bpf.mount(tmp_path / "vnet", tmp_path)
+    try:
+        assert bpf.is_bpffs(tmp_path / "vnet")
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+        assert not bpf.mount(tmp_path / "vnet", tmp_path)
+    finally:
+        bpfbed.HERE.run("umount", tmp_path)
+
+
 def test_this_kernel_has_all_that_the_base_needs():
     assert bpf.lacking() == []
 
@@ -157,12 +170,12 @@ def test_a_program_that_the_kernel_refuses_is_named_with_its_verdict(bpf_dir, tm
     )
     made = ["-O2", "-g", "-target", "bpf", "-c", source, "-o", tmp_path / "base.bpf.o"]
     bpfbed.HERE.run("clang", *made)
-    with mock.patch("vnet.bpf.OBJECTS", tmp_path), pytest.raises(BpfError) as refused:
+    with mock.patch("vnet.bpfobjects.OBJECTS", tmp_path), pytest.raises(BpfError) as refused:
         bpf.load(bpf_dir, False)
     assert "loading the eBPF programs of base: Permission denied" in refused.value.message
     assert "invalid mem access" in refused.value.message
     assert not bpf_dir.exists()
-    with mock.patch("vnet.bpf.OBJECTS", tmp_path):
+    with mock.patch("vnet.bpfobjects.OBJECTS", tmp_path):
         assert bpf.lacking() == [refused.value.message]
 
 

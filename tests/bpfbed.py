@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.cgroup import Cgroup, cgroup
-from testbed.net import HERE, Namespace
 from vnet.bpfmaps import pinned
 from vnet.policy import Policy
 from vnet.ring import Ring
+from vnet.testing.cgroup import Cgroup, cgroup
+from vnet.testing.net import HERE, Namespace
 
 from vnet import bpf, policy
 

@@ -6,8 +6,8 @@ import struct
 import lxcbed
 import pytest
 from containerbed import HOOKS, PROTOCOLS, TCP, UDP, A, B, Bed, S, Who, talk, xids
-from testbed import nflog
-from testbed.poll import until
+from vnet.testing import nflog
+from vnet.testing.poll import until
 
 Seen = list[nflog.Seen]
 
@@ -184,11 +184,11 @@ def test_an_lxc_container_is_known_both_ways_by_its_veth(bed: Bed, lxc: lxcbed.C
         with Who(bed.out).socket(family, socket.SOCK_STREAM) as server:
             server.bind((out, TCP))
             server.listen()
-            server.settimeout(10)
+            server.settimeout(60)
             with lxc.popen("sh", "-c", f"echo hello | nc -w 1 {out} {TCP}") as sender:
                 with server.accept()[0] as accepted:
                     assert accepted.recv(100) == b"hello\n"
-                assert sender.wait(20) == 0
+                assert sender.wait(60) == 0
         lxc.run("ping", "-q", "-c", "2", "-W", "5", out)
         sent = log.seen()
         assert bed.halves("tcp", family, "--dport", str(TCP)) == [(L, 0)]

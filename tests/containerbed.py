@@ -18,9 +18,9 @@ from pathlib import Path
 
 import bpfbed
 import vnetbed
-from testbed import cgroup, names, net, nflog
-from testbed.net import Link, Namespace
 from vnet.datapath import DataPath
+from vnet.testing import cgroup, names, net, nflog
+from vnet.testing.net import Link, Namespace
 
 from vnet import bpf, containers
 
@@ -172,10 +172,10 @@ class Who:
     slice: cgroup.Cgroup | None = None
 
     def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
-        """A new socket of theirs, with a patience of ten seconds."""
+        """A new socket of theirs, with a patience of a minute."""
         with _inside(self.slice), _entered(self.ns):
             made = socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], kind, proto)
-        made.settimeout(10)
+        made.settimeout(60)
         return made
 
 
@@ -253,7 +253,7 @@ def talk(bed: Bed, client: Who, server: Who, to: str, bind: str | None = None) -
         with of(client, socket.SOCK_STREAM) as caller:
             caller.connect((to, TCP))
             with listener.accept()[0] as accepted:
-                accepted.settimeout(10)
+                accepted.settimeout(60)
                 _echo(caller, accepted)
         sender = of(client, socket.SOCK_DGRAM)
         sender.bind(("::" if family == 6 else "0.0.0.0", CLIENT))

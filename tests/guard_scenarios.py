@@ -1,23 +1,22 @@
 """What takes more than one attempt: for the host and the guests alike.
 
 Each function is a test of a guarded node (tests/guardbed.py); the table of
-single attempts is tests/guard_cases.py.
+single attempts is tests/guard_cases.py. What raw sockets hear is in
+guard_flows.py, what changes of a policy do in guard_updates.py.
 """
 
-import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
-import guard_cases as cases
-from guard_cases import ICMP, PORT, PORT_B, RANGE, SINK, TCP, UDP, XIDS, World
-from guardbed import Guarded, inside
-from testbed import cgroup, nflog
-
-from vnet import bpf, policy
+import guard_flows
+import guard_updates
+from guard_attempts import PORT, PORT_B, RANGE, SINK, XIDS
+from guardbed import Guarded
+from vnet.testing import nflog
+from vnet.testing.packets import SCTP, TCP, UDP, World, ip, pton, udp
+from vnet.testing.steps import Steps
 
 USER_NS, NET_NS = 0x10000000, 0x40000000
 CLOSED = 4998
@@ -41,7 +40,7 @@ def nearly_full(bed: Guarded) -> Iterator[None]:
         bed.node.ns.sysctl(net__ipv4__ip_local_port_range=before.strip())
 
 
-def picks(w: World, sctp: bool) -> dict[str, cases.Steps]:
+def picks(w: World, sctp: bool) -> dict[str, Steps]:
     """Every way in which the kernel picks a port."""
     stream, datagram = ["socket", w.af, "SOCK_STREAM"], ["socket", w.af, "SOCK_DGRAM"]
     late = ["set", 0, 24, 1]  # IP_BIND_ADDRESS_NO_PORT
@@ -56,7 +55,7 @@ def picks(w: World, sctp: bool) -> dict[str, cases.Steps]:
         "udp bind to 0": [datagram, ["bind", w.wild, 0], ["name"]],
     }
     if sctp:
-        one = ["socket", w.af, "SOCK_STREAM", cases.SCTP]
+        one = ["socket", w.af, "SOCK_STREAM", SCTP]
         found["sctp listen"] = [one, ["listen"], ["name"]]
         found["sctp bind to 0"] = [one, ["bind", w.wild, 0], ["name"]]
     return found
@@ -76,7 +75,7 @@ def the_kernel_never_picks_a_reserved_port(bed: Guarded, family: int) -> None:
 
 def with_the_last_free_port_taken_there_is_none(bed: Guarded, family: int) -> None:
     w = bed.world(family)
-    taken: cases.Steps = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, LAST], ["listen"]]
+    taken: Steps = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, LAST], ["listen"]]
     narrow = ["set", 0, 51, RANGE[0] | RANGE[1] << 16]  # IP_LOCAL_PORT_RANGE, 6.3
     with nearly_full(bed):
         with bed.agents["b"].holding([*taken, ["hold"]]):
@@ -175,7 +174,7 @@ def a_socket_stays_its_makers_whoever_holds_it(bed: Guarded, family: int) -> Non
     # a raw one is no more to c than it was to b
     for number, out in ((PORT_B, True), (PORT, False)):
         w = bed.world(family)
-        packet = cases.ip(w, UDP, cases.udp(w, number)).hex()
+        packet = ip(w, UDP, udp(w, number)).hex()
         raw = [["socket", w.af, "SOCK_RAW", 255]]
         handed_over(bed, "b", raw, "c", [["send", packet, w.there, 0]])
         assert bool(bed.seen(w.token, family)) is out, number
@@ -233,212 +232,7 @@ def namespaces_made_inside_a_slice_open_nothing(bed: Guarded, family: int) -> No
     assert said["ok"], said
 
 
-# -- what raw sockets hear ----------------------------------------------------
-
-
-def _to(bed: Guarded, proto: int, role: str, w: World) -> None:
-    """Let a packet with this token come in that belongs to a role."""
-    if proto == ICMP:
-        assert bed.agents[role].tries(cases.sends(kind=ICMP)(w))["ok"]
-        return
-    port = {"a": PORT, "b": PORT_B}[role]
-    make = cases.udp if proto == UDP else cases.tcp
-    turned = replace(w, here=w.there, there=w.here)
-    packet = cases.ip(turned, proto, summed(turned, proto, make(w, SINK, port)))
-    raw = [["socket", w.af, "SOCK_RAW", 255], ["send", packet.hex(), w.here, 0]]
-    assert bed.agents["peer"].tries(raw)["ok"]
-
-
-def summed(w: World, proto: int, body: bytes) -> bytes:
-    """With the checksum of TCP or UDP: the receiver's conntrack wants it."""
-    at = 6 if proto == UDP else 16
-    pseudo = cases.pton(w.here) + cases.pton(w.there) + struct.pack(">II", len(body), proto)
-    return body[:at] + struct.pack(">H", cases.total(pseudo + body)) + body[at + 2 :]
-
-
-HEARD = {"icmp": ICMP, "udp": UDP, "tcp": TCP}
-
-
-def raw_sockets_hear_their_own_flows_only(bed: Guarded, family: int, what: str) -> None:
-    proto = HEARD[what]
-    first = bed.world(family)
-    number = first.icmp if proto == ICMP else proto
-    kind = "SOCK_DGRAM" if proto == UDP else "SOCK_STREAM"
-    foreign, own = bed.world(family), bed.world(family)
-
-    def server(port: int) -> cases.Steps:
-        listen = [["listen"]] if proto == TCP else []
-        reuse = ["set", "SOL_SOCKET", "SO_REUSEADDR", 1]
-        return [
-            *(["socket", first.af, kind], reuse),
-            *(["bind", first.here, port], *listen, ["hold"]),
-        ]
-
-    with bed.agents["a"].holding(server(PORT)), bed.agents["b"].holding(server(PORT_B)):
-        listening = {}
-        for role in ("b", "f", "node"):
-            steps = [["socket", first.af, "SOCK_RAW", number], ["go"], ["receive", own.token.hex()]]
-            listening[role] = bed.agents[role].begins(steps)
-            assert bed.agents[role].answer(listening[role])["ok"]
-        _to(bed, proto, "a", foreign)
-        _to(bed, proto, "b", own)
-        heard = {role: bed.agents[role].answer(n) for role, n in listening.items()}
-    tokens = {role: "".join(said["got"]) for role, said in heard.items()}
-    assert all(said["ok"] for said in heard.values()), heard
-    assert foreign.token.hex() not in tokens["b"]
-    assert foreign.token.hex() in tokens["f"]
-    assert foreign.token.hex() in tokens["node"]
-
-
-# -- conntrack ----------------------------------------------------------------
-
-
-def a_forged_packet_is_not_counted_to_the_connection(bed: Guarded, family: int) -> None:
-    w = bed.world(family)
-    made = [["socket", w.af, "SOCK_DGRAM"], ["bind", w.here, PORT], ["connect", w.there, SINK]]
-    words = (f"src={w.here}", f"sport={PORT}", f"dport={SINK}")
-    bed.node.ns.run("conntrack", "-D", "-p", "udp", "--sport", str(PORT), check=False)
-    bed.node.ns.run("conntrack", "-D", "-f", "ipv6", "-p", "udp", "--sport", str(PORT), check=False)
-    with bed.agents["a"].holding([*made, ["send", w.token.hex(), "", 0], ["hold"]]):
-        bed.seen(w.token, family)
-        [before] = bed.tracked(*words)
-        assert "packets=1" in before
-        forged = cases.raw(lambda w: cases.ip(w, UDP, cases.udp(w, PORT, SINK)))
-        for role in ("b", "f", "node"):
-            bed.agents[role].tries(forged(w))
-        [after] = bed.tracked(*words)
-        assert "packets=1" in after
-        assert bed.agents["a"].tries(forged(w))["ok"]
-        [after] = bed.tracked(*words)
-        assert "packets=2" in after
-
-
-# -- updates ------------------------------------------------------------------
-
-
-def instance(bed: Guarded) -> Path:
-    """Where the guard is pinned."""
-    [found] = bpf.instances(Path(bed.node.env["VNET_BPF_DIR"]))
-    return found
-
-
-def apply(bed: Guarded, wanted: policy.Policy) -> list[int]:
-    """Put a policy in force: that is done in the node's namespace."""
-    with inside(bed.node.ns):
-        return policy.write(instance(bed), wanted)
-
-
-def no_door_opens_while_others_come_and_go(bed: Guarded) -> None:
-    w = bed.world(4)
-    before = policy.read(instance(bed))
-    hammer = ["hammer", w.af, "SOCK_DGRAM", w.wild, PORT]
-    running = {role: bed.agents[role].begins([hammer]) for role in ("c", "node")}
-    for role, number in running.items():
-        assert bed.agents[role].answer(number)["ok"]
-    try:
-        with spare_cgroups(7) as spare:
-            for n in range(200):
-                apply(bed, with_more(before, spare[: n % 8]))
-    finally:
-        apply(bed, before)
-        for role, number in running.items():
-            bed.agents[role].drops(number)
-    for role, number in running.items():
-        [results] = bed.agents[role].answer(number)["got"]
-        assert set(results) == {"EACCES"}, (role, results)
-        assert results["EACCES"] > 100
-
-
-def with_more(base: policy.Policy, ids: list[int]) -> policy.Policy:
-    """The policy, and a slice with a port beside it for each of these cgroups."""
-    number = socket.IPPROTO_TCP
-    return replace(
-        base,
-        slices={**base.slices, **{at: 1000 + n for n, at in enumerate(ids)}},
-        ports=[
-            *base.ports,
-            *((policy.Port(number, 20000 + n), 1000 + n) for n in range(len(ids))),
-        ],
-    )
-
-
-@contextmanager
-def spare_cgroups(count: int) -> Iterator[list[int]]:
-    """The ids of so many empty cgroups."""
-    with cgroup.cgroup() as parent:
-        made = [parent.path / f"s{n}" for n in range(count)]
-        try:
-            for path in made:
-                path.mkdir()
-            yield [path.stat().st_ino for path in made]
-        finally:
-            for path in made:
-                with suppress(FileNotFoundError):
-                    path.rmdir()
-
-
-@contextmanager
-def observing(bed: Guarded) -> Iterator[None]:
-    """The guard reports, and refuses nothing."""
-    where = instance(bed)
-    before = policy.control(where)
-    policy.set_control(where, replace(before, observe=True))
-    try:
-        yield
-    finally:
-        policy.set_control(where, before)
-
-
-def nothing_is_refused_in_observe_mode(bed: Guarded, without: tuple[str, ...]) -> None:
-    failed = []
-    with observing(bed):
-        for case in cases.cases():
-            if case.needs in without or (case.needs and case.needs not in bed.has):
-                continue
-            for family in case.families:
-                try:
-                    bed.check_observed(case, family)
-                except AssertionError as error:
-                    failed.append(f"{case.name}, v{family}: {error}")
-    assert not failed, "\n".join(failed)
-
-
-def switching_between_observe_and_enforce_takes_effect_at_once(bed: Guarded, family: int) -> None:
-    w = bed.world(family)
-    c = bed.agents["c"]
-    mine = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, PORT]]
-    for _ in range(20):
-        with observing(bed):
-            assert c.tries(mine)["ok"]
-        assert c.tries(mine).get("errno") == "EACCES"
-    # whoever is in the middle of something meets the one or the other
-    hammer = c.begins([["hammer", w.af, "SOCK_DGRAM", w.wild, PORT]])
-    assert c.answer(hammer)["ok"]
-    for _ in range(100):
-        with observing(bed):
-            pass
-    c.drops(hammer)
-    [results] = c.answer(hammer)["got"]
-    assert set(results) <= {"ok", "EACCES"}, results
-    assert policy.read(instance(bed)).observe is False
-
-
-def ten_thousand_slices_apply_at_once(bed: Guarded) -> float:
-    """Put them in force, and return how many seconds that took."""
-    w = bed.world(4)
-    before = policy.read(instance(bed))
-    try:
-        with spare_cgroups(10_000) as spare:
-            many = with_more(before, spare)
-            start = time.monotonic()
-            assert apply(bed, many) == []
-            took = time.monotonic() - start
-        steps = [["socket", w.af, "SOCK_STREAM"], ["bind", w.wild, 20000 + 9_999]]
-        assert bed.agents["a"].tries(steps).get("errno") == "EACCES"
-    finally:
-        apply(bed, before)
-    assert bed.agents["a"].tries(steps)["ok"]
-    return took
+# -- sockets that the kernel makes ---------------------------------------------
 
 
 def sockets_that_the_kernel_makes_for_others_are_guarded_too(bed: Guarded, family: int) -> None:
@@ -458,7 +252,7 @@ def sockets_that_the_kernel_makes_for_others_are_guarded_too(bed: Guarded, famil
             said = bed.agents[role].tries(steps)
             assert said.get("errno") == "EACCES", (steps[0], role, said)
     there = struct.pack("=H", inet) + struct.pack(">H", SINK)
-    rest = bytes(4) + cases.pton(w.there) + bytes(4) if family == 6 else cases.pton(w.there)
+    rest = bytes(4) + pton(w.there) + bytes(4) if family == 6 else pton(w.there)
     connect = ["connectbytes", (there + rest).ljust(at, b"\0").hex()]
     with nflog.capture(bed.node.ns, hooks=("postrouting",)) as log:
         said = bed.agents["c"].tries([smc[0], connect])
@@ -467,20 +261,34 @@ def sockets_that_the_kernel_makes_for_others_are_guarded_too(bed: Guarded, famil
     assert marks <= {XIDS["c"]}, (marks, said)
 
 
+def slices_have_families_whose_packets_are_their_own(bed: Guarded) -> None:
+    """Any other passes no rule, or speaks through sockets that the kernel makes."""
+    own = {1, 2, 10, 15, 16, 38, 40}  # UNIX, INET, INET6, KEY, NETLINK, ALG, VSOCK
+    the_kernels = {21, 30, 33, 43}  # RDS, TIPC, RXRPC, SMC
+    said = [bed.agents["c"].tries([["socket", family, "SOCK_DGRAM", 0]]) for family in range(46)]
+    errors = [one.get("errno") for one in said]
+    assert {n for n, error in enumerate(errors) if error != "EACCES"} == own | the_kernels, errors
+    assert {errors[n] for n in the_kernels} == {"EAFNOSUPPORT"}
+    assert [n for n in (1, 2, 10) if not said[n]["ok"]] == []
+
+
 BY_PACKET: tuple[Scenario, ...] = (
     so_mark_changes_other_bits_only,
     a_listener_cannot_give_its_connections_away,
     a_socket_stays_its_makers_whoever_holds_it,
     a_socket_stays_with_the_slice_that_its_process_leaves,
-    a_forged_packet_is_not_counted_to_the_connection,
+    guard_flows.a_forged_packet_is_not_counted_to_the_connection,
+    guard_flows.a_socket_bound_elsewhere_takes_no_connection_over,
+    guard_flows.a_ping_socket_hears_no_reply_to_anothers_raw_ping,
     sockets_that_the_kernel_makes_for_others_are_guarded_too,
 )
 """Those that depend on who writes the marks."""
 
 SCENARIOS: tuple[Scenario, ...] = (
     *BY_PACKET,
+    guard_flows.a_raw_socket_hears_no_errors_about_others,
     the_kernel_never_picks_a_reserved_port,
     with_the_last_free_port_taken_there_is_none,
     namespaces_made_inside_a_slice_open_nothing,
-    switching_between_observe_and_enforce_takes_effect_at_once,
+    guard_updates.switching_between_observe_and_enforce_takes_effect_at_once,
 )

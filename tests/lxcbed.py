@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import names
-from testbed.net import Namespace
-from testbed.poll import until
+from vnet.testing import names
+from vnet.testing.net import Namespace
+from vnet.testing.poll import until
 
 TOOLS = ("lxc-start", "lxc-attach", "lxc-stop", "lxc-info")
 
@@ -65,8 +65,8 @@ class Container:
         return self.node.popen(*self._attach, *argv)
 
     def run(self, *argv: str) -> str:
-        """Run one to its end, within 20 seconds."""
-        return self.node.run(*self._attach, *argv, timeout=20).stdout
+        """Run one to its end."""
+        return self.node.run(*self._attach, *argv).stdout
 
     @property
     def _attach(self) -> tuple[str, ...]:

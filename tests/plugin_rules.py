@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed.net import Namespace
+from vnet.testing.net import Namespace
 
 PLUGIN = Path(__file__).resolve().parents[1] / "vnet/ext/iptables"
 VARIANTS = ("iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft")

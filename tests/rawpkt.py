@@ -8,8 +8,8 @@ import struct
 import subprocess
 import sys
 
-from testbed.cgroup import Cgroup
-from testbed.net import Namespace
+from vnet.testing.cgroup import Cgroup
+from vnet.testing.net import Namespace
 
 SYN, RST, ACK, FIN = 2, 4, 16, 1
 
@@ -36,7 +36,8 @@ def send(
     return ns.run(*argv, cgroup=slice, check=check)
 
 
-def _sum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
@@ -56,7 +57,7 @@ def _ip(src: str, dst: str, proto: int, body: bytes, checksum_at: int) -> bytes:
         head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, proto, 0) + a + b
     if proto == socket.IPPROTO_ICMP:
         pseudo = b""
-    total = _sum(pseudo + body)
+    total = checksum(pseudo + body)
     return head + body[:checksum_at] + struct.pack(">H", total) + body[checksum_at + 2 :]
 
 
@@ -81,6 +82,13 @@ def unreachable(src: str, dst: str, quoted: bytes) -> bytes:
         return _ip(src, dst, socket.IPPROTO_ICMPV6, body, 2)
     body = struct.pack(">BBHI", 3, 3, 0, 0) + quoted
     return _ip(src, dst, socket.IPPROTO_ICMP, body, 2)
+
+
+def too_big(src: str, dst: str, quoted: bytes, mtu: int) -> bytes:
+    """A router's word that a packet does not fit."""
+    if ":" in src:
+        return _ip(src, dst, socket.IPPROTO_ICMPV6, struct.pack(">BBHI", 2, 0, 0, mtu) + quoted, 2)
+    return _ip(src, dst, socket.IPPROTO_ICMP, struct.pack(">BBHI", 3, 4, 0, mtu) + quoted, 2)
 
 
 def segment(packet: bytes) -> tuple[int, int, int, int]:

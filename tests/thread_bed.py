@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from netflowbed import Collector, collector
-from testbed import cgroup, net, nflog
-from testbed.net import HERE
-from testbed.poll import until
+from vnet.testing import cgroup, net, nflog
+from vnet.testing.net import HERE
+from vnet.testing.poll import until
 from vnetbed import UNGUARDED, Node, bpffs
+
+from vnet import node as nodes
+from vnet import state as states
 
 A, B = 512, 65535
 """The xids of the slices a and b: 65535 is the greatest there is."""
@@ -63,12 +66,16 @@ class Thread:
 
 @contextmanager
 def thread(
-    base: Path, bring_up: tuple[str, ...] = (), ns: net.Namespace = HERE, capture: bool = False
+    base: Path,
+    bring_up: tuple[str, ...] = (),
+    ns: net.Namespace = HERE,
+    capture: bool = False,
+    more: str = "",
 ) -> Iterator[Thread]:
     """Two slices in a node that is up (with these options of ``vnet up``), and a collector.
 
     Both may do with raw sockets what they like, short of what is another's.
-    ``capture``: every packet, for ``watching``.
+    ``capture``: every packet, for ``watching``. ``more``: other slices' TOML.
     """
     with (
         cgroup.cgroup() as a,
@@ -83,18 +90,38 @@ def thread(
         (base / "config" / "slices.toml").write_text(
             "".join(
                 f'[[slice]]\nname = "{name}"\ncgroups = ["{made.rel}"]\nxid = {xid}\n'
-                f'[slice.grants]\nraw = "full"\n{more}\n'
-                for name, made, xid, more in slices
+                f'[slice.grants]\nraw = "full"\n{grants}\n'
+                for name, made, xid, grants in slices
             )
+            + more
         )
-        node.vnet("up", *bring_up, timeout=240)
+        _up(node, bring_up)
         try:
-            datapath = node.json("status")["datapath"]
+            datapath = states.load(node.paths.state).datapath
             with collector(ns, base / "state", wait=120) as flows, ExitStack() as stack:
                 log = stack.enter_context(nflog.capture(ns)) if capture else None
                 yield Thread(node, peer, link, a, b, flows, datapath, log)
         finally:
-            node.vnet("down", timeout=240)
+            _down(node)
+
+
+def _up(node: Node, options: tuple[str, ...]) -> None:
+    """``vnet up``. In a guest by its own function: there a new Python takes seconds to begin."""
+    if node.ns is not HERE:
+        node.vnet("up", *options, timeout=240)
+        return
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    variant, datapath = asked.pop("--variant", None), asked.pop("--datapath", None)
+    assert not asked
+    nodes.up(node.paths, variant, datapath=datapath)
+
+
+def _down(node: Node) -> None:
+    """``vnet down``, likewise."""
+    if node.ns is not HERE:
+        node.vnet("down", timeout=240)
+    else:
+        nodes.down(node.paths)
 
 
 class Since(nflog.Capture):
@@ -142,7 +169,7 @@ def closed(log: nflog.Capture, port: int) -> list[nflog.Seen]:
         answers = [p for p in seen[last:] if p.sport != seen[last].sport and "A" in p.tcp_flags]
         return seen if len(first) == 2 and answers else []
 
-    return until(over, 60, f"the connection of port {port} is closed")
+    return until(over, what=f"the connection of port {port} is closed")
 
 
 def totals(seen: list[nflog.Seen]) -> tuple[int, int, int, int]:

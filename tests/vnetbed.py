@@ -11,16 +11,17 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from testbed.net import Namespace
 from vnet.datapath import Chain
+from vnet.testing.net import Namespace
 
 BODY = "-j MARK --set-xmark 0x7/0xffff"
 CHAINS = (
@@ -109,11 +110,11 @@ class Node:
         (self.base / "config" / "slices.toml").write_text("\n".join(lines) + "\n")
 
     def fingerprint(self, files=True):
-        """Rules, sysctls, eBPF instances, and (without the lock) the run directory's files."""
+        """Rules, sysctls, eBPF instances, and (without the locks) the run directory's files."""
         text = self.ns.run("sh", "-c", _LOOK).stdout
         run = self.base / "run"
         for path in sorted(run.iterdir()) if files and run.exists() else []:
-            if path.name != "lock":
+            if not path.name.endswith("lock"):
                 text += f"== {path.name}\n{path.read_text()}\n"
         text += "".join(f"{path}\n" for path in sorted(self.bpf_dir.glob("*")))
         # Packet counters move with the packets of the test itself.
@@ -146,6 +147,28 @@ def bpf_node(ns: Namespace, base: Path, settings: str = UNGUARDED) -> Iterator[N
             yield made
         finally:
             made.vnet("down")
+
+
+@contextmanager
+def watching(node: Node, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """``vnet watch``, ready."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(node.base / "notify"))
+        ready.settimeout(120)
+        env = node.env | {
+            "NOTIFY_SOCKET": str(node.base / "notify"),
+            "PYTHONPATH": os.pathsep.join([str(PY), *sys.path]),
+        }
+        argv = (sys.executable, "-m", "vnet.cli", "watch", *options)
+        with node.ns.popen(*argv, env=env, stderr=subprocess.PIPE) as process:
+            try:
+                assert ready.recv(100) == b"READY=1"
+                yield process
+                process.terminate()
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+    (node.base / "notify").unlink()
 
 
 def shim(directory: Path, tool: str, what: str, call: int = 1) -> Path:
@@ -183,11 +206,21 @@ exec {real} "$@"
     return directory
 
 
-def killed(node: Node, variant: str, step: int, whom: str, datapath: str | None = None) -> int:
+def killed(
+    node: Node,
+    variant: str,
+    step: int,
+    whom: str,
+    datapath: str | None = None,
+    argv: Sequence[str] = (),
+) -> int:
     """``vnet up`` in a child of ours that is killed when its n-th step is noted, not yet done.
 
     Returns how the child ended, as in subprocess. ``whom``: worker, guard or both.
+    ``argv``: another command's, with this process's environment.
     """
+    from vnet.cli import cli
+
     from vnet import journal
     from vnet import node as nodes
 
@@ -213,7 +246,10 @@ def killed(node: Node, variant: str, step: int, whom: str, datapath: str | None 
 
     journal.Journal.add = deadly
     try:
-        nodes.up(node.paths, variant, datapath=datapath)
+        if argv:
+            cli(list(argv), standalone_mode=False)
+        else:
+            nodes.up(node.paths, variant, datapath=datapath)
         os._exit(0)
     except BaseException as error:  # what undoing it met, and no more than that
         print(repr(error), file=sys.stderr, flush=True)
@@ -239,7 +275,7 @@ def main(argv: list[str]) -> int:
     from vnet.errors import VnetError
     from vnet.journal import Journal
 
-    from vnet import guard, rules, state, steps
+    from vnet import guard, iptables, state, steps
 
     paths = paths_from_env()
 
@@ -249,7 +285,7 @@ def main(argv: list[str]) -> int:
         new.variant = argv[1]
         notes = Journal(paths.journal)
         done = steps.set_sysctls(notes, new)
-        wanted = dict.fromkeys(rules.families(), CHAINS)
+        wanted = dict.fromkeys(iptables.families(), CHAINS)
         done += steps.install_rules(notes, new, argv[1], wanted)[0]
         steps.write_state(notes, paths, new, old_text)
         notes.close()

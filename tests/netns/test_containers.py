@@ -2,19 +2,22 @@
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
+from unittest import mock
 
 import bpfbed
 import pytest
 from container_cases import *  # noqa: F403
 from containerbed import LAYOUTS, A, B, Bed, S, Who, talk
 from containerbed import bed as containers_bed
-from testbed.poll import until
 from vnet.bpfmaps import pinned
+from vnet.testing.poll import until
 from vnetbed import PY
 
-from vnet import bpf, containers
+from vnet import bpf, cgroups, containers, watch
 
 pytestmark = pytest.mark.netns
 
@@ -169,7 +172,7 @@ def test_a_slice_gets_interfaces_while_the_node_is_up_and_watch_marks_them_as_th
                 *("ip", "link", "add", "late", "type", "veth", "peer", "name", "eth9"),
                 *("netns", own.b.name),
             )
-            until(lambda: own.healthy(wanted) == [], 30, "late is marked")
+            until(lambda: own.healthy(wanted) == [], what="late is marked")
         finally:
             watch.terminate()
 
@@ -180,4 +183,52 @@ def test_filters_of_an_instance_that_is_gone_give_way_to_those_of_the_next(own: 
     assert bpf.load(where, lsm=False) == own.instance
     assert len(own.healthy()) == 6
     assert len(own.apply()) == 2
+    assert own.healthy() == []
+
+
+def another_version(own: Bed) -> None:
+    """Have been brought up by it."""
+    other = own.instance.rename(own.instance.with_name("0123456789ab"))
+    state = own.up.paths.state
+    state.write_text(state.read_text().replace(str(own.instance), str(other)))
+
+
+def test_down_by_another_version_leaves_neither_filters_nor_marks(own: Bed):
+    another_version(own)
+    with Who(own.node, own.s).socket(4, socket.SOCK_DGRAM) as older:
+        assert older.getsockopt(socket.SOL_SOCKET, bpfbed.SO_MARK) == S
+        own.up.vnet("down")
+        assert older.getsockopt(socket.SOL_SOCKET, bpfbed.SO_MARK) == 0
+    for dev in own.wanted:
+        assert not clsact(own, dev)
+    assert bpf.instances(own.up.bpf_dir) == []
+    assert "VNET" not in own.node.run("iptables-save").stdout
+
+
+def test_filters_of_a_version_whose_map_we_cannot_read_are_found_all_the_same(own: Bed):
+    dev = own.link_a.a_if
+    their = ("protocol", "all", "prio", "20", "bpf", "bytecode", "1,6 0 0 0")
+    own.node.run("tc", "filter", "add", "dev", dev, "ingress", *their)
+    with mock.patch("vnet.containers._ENTRY", struct.Struct("=II6s2xQ")):
+        done = bpfbed.inside(None, lambda: containers.remove(own.instance), own.node)
+    assert sorted(done) == sorted(f"took the filters off {dev}" for dev in own.wanted)
+    for each in own.wanted:
+        assert "vnet" not in filters(own, each) + filters(own, each, "egress")
+    assert "pref 20 bpf" in filters(own, dev)
+
+
+def test_another_version_leaves_no_filter_where_it_wants_none(own: Bed):
+    another_version(own)
+    files = own.up.paths.config_dir / "slices.toml"
+    files.write_text(files.read_text().replace(f'"{own.link_b.a_if}"', ""))
+    own.up.vnet("up")
+    assert own.healthy({own.link_a.a_if: A}) == []
+    assert not clsact(own, own.link_b.a_if)
+
+
+def test_watch_goes_by_the_files_of_the_moment_in_which_it_marks(own: Bed):
+    """It may have read them before a slice came, and waited for whoever added that."""
+    stale = watch.Watched(cgroups.v2_root(), own.up.paths, 60.0, own.instance, own.kind)
+    assert stale.interfaces == {}
+    bpfbed.inside(None, lambda: watch._mark_interfaces(stale), own.node)
     assert own.healthy() == []

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import pytest
 from fuzz.ctmsg import ICMP, ICMPV6, TCP, UDP
-from testbed.net import Namespace
-from testbed.poll import until
+from vnet.testing.net import Namespace
+from vnet.testing.poll import until
 
 from netflow.ct import Batch, FlowBatch, Has, Msg, Reason, Table, get_request, receive
 

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from testbed import cgroup
-from testbed.net import HERE
+from vnet.testing import cgroup
+from vnet.testing.net import HERE
 from vnetbed import Node
 
 pytestmark = pytest.mark.netns

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import pytest
 from guardbed import bpffs
-from testbed import cgroup, net
-from testbed.poll import until
+from vnet.testing import cgroup, net
+from vnet.testing.poll import until
 from vnetbed import Node
 
+from netflow import access, names, questions, store
+from netflow.wire import Filter, Spoofed
 from vnet import bpf, eventlog, events, refusals, registry
 
 pytestmark = pytest.mark.netns
@@ -157,7 +159,7 @@ def bed(tmp_path):
 
 def lines(process, count, found=b""):
     """The first so many lines that a process prints, as JSON."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while found.count(b"\n") < count:
         left = max(deadline - time.monotonic(), 0)
         assert select.select([process.stdout], [], [], left)[0], found
@@ -249,7 +251,7 @@ def test_a_flood_yields_few_events_and_every_refusal_is_counted(bed):
         return sum(event["suppressed"] for event in found) == now.suppressed
 
     if os.cpu_count() < 8:  # or the last ones of each CPU stay untold for long
-        until(all_told, 20, "the suppressed ones told")
+        until(all_told, what="the suppressed ones told")
 
 
 def test_the_table_of_counters_names_slices_and_adds_up_cpus(bed):
@@ -430,7 +432,7 @@ def test_events_of_a_new_instance_are_read_without_being_told(bed):
         def refused(count):
             """One attempt of a, which wakes the reader; so many events are then in the log."""
             bed.python(_RAW, 1, slice=bed.a)
-            assert waiting.poll(10_000)
+            assert waiting.poll(60_000)
             drain.drain()
             assert bed.logged() == count
 
@@ -438,12 +440,12 @@ def test_events_of_a_new_instance_are_read_without_being_told(bed):
         # what `vnet up` does with other objects: a new one comes, the old one goes
         old = bed.instance.rename(bed.instance.with_name("0123456789ab"))
         bpf.load(bed.instance.parent, lsm=False)
-        assert waiting.poll(10_000), "a new instance wakes it"
+        assert waiting.poll(60_000), "a new instance wakes it"
         drain.drain()
         bed.mode("enforce")
         refused(3)  # both instances refuse, and both say so
         bpf.remove(old)
-        assert waiting.poll(10_000)
+        assert waiting.poll(60_000)
         drain.drain()
         refused(4)
 
@@ -464,10 +466,48 @@ def test_while_there_is_nothing_a_reader_sleeps(bed):
         bed.python(_RAW, 2, slice=bed.a)
         waiting = select.poll()
         waiting.register(drain, select.POLLIN)
-        assert waiting.poll(10_000)
+        assert waiting.poll(60_000)
         drain.drain()
         assert bed.logged() == 2
         until(lambda: drain.drain() == 0 and waiting.poll(0) == [], what="nothing more")
+
+
+#: Nobody takes every lock (flock) that he can take in some directories.
+_LOCKS = """
+import fcntl, os, sys
+taken = []
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+for top in sys.argv[1:]:
+    os.chdir(top)  # the way there is not part of what is tried
+    os.setresuid(65534, 65534, 0)
+    for where, _dirs, names in os.walk("."):
+        for name in (".", *names):
+            try:
+                taken.append(os.open(os.path.join(where, name), os.O_RDONLY))
+                fcntl.flock(taken[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except PermissionError:
+                pass
+    os.setresuid(0, 0, 0)
+print(len(taken), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nobody_else_can_hold_a_lock_that_keeps_refusals_from_the_log(bed):
+    bed.python(_RAW, 1, slice=bed.a)
+    assert len(bed.events()) == 1
+    directories = (bed.paths.state_dir, bed.paths.run_dir)
+    with bed.node.ns.popen(
+        *(sys.executable, "-c", _LOCKS, *map(str, directories)),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert int(other.stdout.readline()) >= len(directories)
+        bed.python(_RAW, 1, slice=bed.a)
+        with closing(events.Drain(bed.paths)) as drain:
+            assert drain.drain() >= 1
+        assert bed.logged() == 2
+        other.communicate("")
 
 
 def test_without_a_guard_the_log_is_still_shown(bed):
@@ -522,3 +562,29 @@ events.Drain(paths).drain()
         )
         assert other.communicate("")[0] == "40302\n", "its socket has the mark"
     assert bed.logged() == 1
+
+
+#: Ask for another slice's number; the system call succeeds, with the slice's own.
+_CLAIM = """
+import socket, sys
+with socket.socket() as made:
+    made.setsockopt(socket.SOL_SOCKET, 36, int(sys.argv[1]))
+"""
+
+
+def test_netflow_spoofed_tells_who_claimed_to_be_somebody_else(bed, tmp_path):
+    bed.python(_CLAIM, B, slice=bed.a)
+    bed.python(_CLAIM, B, slice=bed.b)
+    assert [e["kind"] for e in bed.events("--kind", "mark")] == ["mark"]
+    lines = []
+    with closing(store.open_store(tmp_path / "records").con) as con:
+        asked = Spoofed(filter=Filter(since=time.time_ns() - 10**11, slices=["a"]))
+        now = time.time_ns()
+        period = questions.period(con, asked.filter, now, now)
+        known = names.Names(bed.node.paths.registry)
+        questions.spoofed(con, asked, known, period, access.ALL, lines.append)
+    header, row, _ = lines
+    told = dict(zip(header.columns, row, strict=True))
+    assert (told["what"], told["slice"], told["owner"], told["count"]) == ("mark", "a", "b", 1)
+    assert period.since < told["first"] <= now
+    assert not [gap for gap in header.gaps if gap.what == "no-events"]

@@ -4,11 +4,14 @@ There is no module here and no BPF LSM: packet sockets are left to the guests
 (tests/vm/test_guard_debian.py), and so is SCTP.
 """
 
+import guard_attempts
 import guard_cases
+import guard_flows
 import guard_scenarios
+import guard_updates
 import pytest
 from guardbed import Guarded, guarded
-from testbed import net
+from vnet.testing import net
 
 pytestmark = pytest.mark.netns
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -21,16 +24,16 @@ def bed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("case", "family"), guard_cases.table(without=("lsm", "sctp")))
-def test_attempt(bed: Guarded, case: guard_cases.Case, family: int):
+def test_attempt(bed: Guarded, case: guard_attempts.Case, family: int):
     bed.check(case, family)
 
 
 def test_in_observe_mode_every_attempt_succeeds_and_is_reported(bed: Guarded):
-    guard_scenarios.nothing_is_refused_in_observe_mode(bed, ("lsm", "sctp"))
+    guard_updates.nothing_is_refused_in_observe_mode(bed, ("lsm", "sctp"))
 
 
 def test_no_door_opens_while_other_slices_come_and_go(bed: Guarded):
-    guard_scenarios.no_door_opens_while_others_come_and_go(bed)
+    guard_updates.no_door_opens_while_others_come_and_go(bed)
 
 
 @FAMILIES
@@ -40,11 +43,16 @@ def test_that(bed: Guarded, scenario: guard_scenarios.Scenario, family: int):
 
 
 @FAMILIES
-@pytest.mark.parametrize("proto", guard_scenarios.HEARD)
+@pytest.mark.parametrize("proto", guard_flows.HEARD)
 def test_raw_sockets_hear_their_own_flows_only(bed: Guarded, proto: str, family: int):
-    guard_scenarios.raw_sockets_hear_their_own_flows_only(bed, family, proto)
+    guard_flows.raw_sockets_hear_their_own_flows_only(bed, family, proto)
+
+
+@pytest.mark.parametrize("header", ["none", "routing", "options"])
+def test_a_later_fragment_has_no_ports(bed: Guarded, header: str):
+    guard_flows.a_later_fragment_has_no_ports(bed, header)
 
 
 def test_ten_thousand_slices_with_a_port_each_apply_at_once(bed: Guarded):
     # make bench has the figure; this bound is for a machine that does much else
-    assert guard_scenarios.ten_thousand_slices_apply_at_once(bed) < 5
+    assert guard_updates.ten_thousand_slices_apply_at_once(bed) < 5

@@ -18,7 +18,7 @@ from plugin_rules import (
     stock,
     undated,
 )
-from testbed import net
+from vnet.testing import net
 
 pytestmark = pytest.mark.netns
 

@@ -1,7 +1,7 @@
 """The traffic programs count rightly, and the capture sees every packet's mark."""
 
 import pytest
-from testbed import apps, nflog
+from vnet.testing import apps, nflog
 
 pytestmark = pytest.mark.netns
 

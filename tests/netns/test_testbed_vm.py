@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from testbed import cgroup
+from vnet.testing import cgroup
 
 pytestmark = pytest.mark.netns
 
@@ -30,6 +30,9 @@ exec(pathlib.Path({str(ROOT / "tests/vm/conftest.py")!r}).read_text())
 STAND_IN = """
 import os, subprocess, sys
 words = sys.argv[sys.argv.index("--") + 1:]
+with open("booted.new", "w") as booted:
+    booted.write(str(os.nice(0)))
+os.rename("booted.new", "booted")
 code = subprocess.call(words, env={**os.environ, "VNET_VM": "1"})
 if code not in range(6):
     print("its last words")
@@ -39,9 +42,12 @@ sys.exit(code if code in range(6) else 125)
 
 @pytest.fixture
 def session(tmp_path):
-    """Run a file of vm tests in such a guest; the exit code, and what was printed."""
+    """Run a file of vm tests in such a guest; the exit code, and what was printed.
 
-    def run(text, *options):
+    ``first``: a file of tests that run here, before.
+    """
+
+    def run(text, *options, first=""):
         (tmp_path / "tools").mkdir()
         (tmp_path / "tools/vm").write_text(STAND_IN)
         (tmp_path / ".venv").symlink_to(Path(sys.prefix))
@@ -50,6 +56,8 @@ def session(tmp_path):
         (tmp_path / "test_it.py").write_text(
             "import os, pytest, time\npytestmark = pytest.mark.vm\n" + text
         )
+        if first:
+            (tmp_path / "test_first.py").write_text(first)
         env = {key: value for key, value in os.environ.items() if key != "CI"}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *options],
@@ -109,7 +117,7 @@ def test_after(): pass
 def test_what_a_guests_session_leaves_behind_fails_the_whole(session):
     code, said = session("""
 def test_leaves():
-    from testbed import cgroup, names
+    from vnet.testing import cgroup, names
     global kept
     kept = cgroup.cgroup(names.fresh("left")); kept.__enter__()
 """)
@@ -117,3 +125,24 @@ def test_leaves():
     assert "kernel 6.1: left behind: cgroup" in said
     assert "1 passed" in said
     cgroup.sweep()
+
+
+def test_guests_boot_beside_unit_tests_but_not_beside_those_with_packets(session):
+    code, said = session(
+        "def test_there(): pass",
+        first="""
+import os, pathlib, pytest
+from vnet.testing.poll import until
+BOOTED = pathlib.Path("booted")
+@pytest.mark.unit
+def test_early(): assert not BOOTED.exists()
+@pytest.mark.netns
+def test_with_packets(): assert not BOOTED.exists()
+@pytest.mark.unit
+def test_beside():
+    until(BOOTED.exists, 30)
+    assert int(BOOTED.read_text()) == min(os.nice(0) + 10, 19)
+""",
+    )
+    assert code == 0, said
+    assert "4 passed" in said

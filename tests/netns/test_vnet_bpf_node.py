@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import vnetbed
-from testbed import cgroup
-from testbed.poll import until
+from vnet.testing import cgroup
+from vnet.testing.poll import until
+from vnetbed import watching
 
-from vnet import bpf, guard, module, policy, status, sysctls
+from vnet import bpf, bpfobjects, guard, module, policy, registry, status, sysctls
 
 pytestmark = [
     pytest.mark.netns,
@@ -65,6 +65,39 @@ def ping_marks(node, slice_=None) -> set[int]:
     return {int(mark) for mark in re.findall(r"^icmp.* mark=(\d+)", listed, re.MULTILINE)}
 
 
+def grant(node, raw) -> None:
+    """Change b's grant of raw sockets, and apply it."""
+    path = node.base / "config" / "slices.toml"
+    path.write_text(re.sub('raw = "[a-z]+"', f'raw = "{raw}"', path.read_text()))
+    node.vnet("up")
+
+
+_HOLDS_RAW = "import socket; s = socket.socket(2, 3, 1); print('made', flush=True); input()"
+
+
+def test_raw_sockets_cost_the_others_only_while_some_may_not_hear_everything(node, slices):
+    def guarded() -> bool:
+        return bpf.is_hearing_guarded(instance(node))
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    node.vnet("up")
+    assert guarded()  # b may have raw sockets, and not hear everything
+    (instance(node) / "links" / bpf.HEARING).unlink()
+    assert "link vnet_ingress is gone" in node.vnet("status", check=False).stdout
+    node.vnet("up")
+    assert guarded()
+    grant(node, "full")
+    assert not guarded()
+    with node.ns.popen("/usr/bin/python3", "-c", _HOLDS_RAW, cgroup=slices.b, **pipes) as process:
+        assert process.stdout.readline() == "made\n"
+        grant(node, "deny")
+        assert guarded()  # it has one from before
+        assert node.json("status")["whole"]
+        process.kill()
+    node.vnet("up")
+    assert not guarded()
+
+
 @VARIANTS
 def test_up_chooses_ebpf_says_why_marks_and_guards_and_down_leaves_nothing(node, slices, variant):
     if variant == "legacy":  # a legacy table that is once there stays
@@ -109,19 +142,22 @@ def test_status_tells_people_the_data_path_and_that_the_guard_is_partial(node):
     assert "of this data path:" in seen
 
 
-STEPS = ["instance", "reserved", "policy", "sysctls", "rules", "rules", "state"]
+STEPS = [
+    "registry", "instance", "reserved", "hearing", "policy", "sysctls", "rules", "rules", "state"
+]  # fmt: skip
 
 
-def killed_up(node, variant, step, whom) -> "subprocess.CompletedProcess[str]":
+def killed_up(node, variant, step, whom, *command) -> "subprocess.CompletedProcess[str]":
     """``vnetbed.killed`` in the node's namespace."""
     code = (
         "import sys, vnetbed, pathlib\n"
-        "from testbed.net import HERE\n"
+        "from vnet.testing.net import HERE\n"
         "node = vnetbed.Node(HERE, pathlib.Path(sys.argv[1]))\n"
-        "sys.exit(vnetbed.killed(node, sys.argv[2], int(sys.argv[3]), sys.argv[4]) != 0)\n"
+        "sys.exit(vnetbed.killed(node, sys.argv[2], int(sys.argv[3]), sys.argv[4], "
+        "argv=sys.argv[5:]) != 0)\n"
     )
-    argv = (str(node.base), variant, str(step), whom)
-    env = {"PYTHONPATH": os.pathsep.join([str(vnetbed.PY), *sys.path])}
+    argv = (str(node.base), variant, str(step), whom, *command)
+    env = node.env | {"PYTHONPATH": os.pathsep.join([str(vnetbed.PY), *sys.path])}
     return node.ns.run(sys.executable, "-c", code, *argv, check=False, env=env)
 
 
@@ -129,14 +165,19 @@ def killed_up(node, variant, step, whom) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("whom", ["worker", "guard", "both"])
 def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, slices, whom):
     before = node.fingerprint()
+    marking = STEPS.index("policy") + 1
     for step in range(1, len(STEPS) + 1):
         assert killed_up(node, "nft", step, whom).returncode != 0
         if whom == "both":
             until(lambda: not guard.busy(node.paths), what="the worker is dead too")
             assert "killed half-way" in str(node.json("status", check=False)["differences"])
             node.vnet("down")
-        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+        until(lambda: not node.paths.journal.exists(), what=f"step {step} is undone")
         assert node.fingerprint() == before, f"killed at step {step} ({STEPS[step - 1]})"
+        # Nobody holds a number; who may have been marked with one is known.
+        with registry.open_readonly(node.paths.registry) as known:
+            assert known.held() == {}
+            assert len(known.tenures()) == 2 * max(0, step + 1 - marking)
     assert bind(node, 80, slice_=slices.b) == 0
     whole = killed_up(node, "nft", len(STEPS) + 1, whom)  # and there is no other step
     assert whole.returncode == 0, whole.stderr
@@ -147,22 +188,108 @@ def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, slices, whom)
 def test_a_changed_policy_killed_at_any_step_leaves_the_old_one_in_force(node, slices, whom):
     node.vnet("up")
     path = node.base / "config" / "slices.toml"
-    path.write_text(path.read_text().replace("tcp/80", "tcp/81"))
-    before, old = node.fingerprint(), policy.read(instance(node))
-    for step in range(1, 5):  # instance, reserved, policy, the port given back
+    text = path.read_text().replace("tcp/80", "tcp/81").replace("xid = 65535", "xid = 900")
+    path.write_text(text + 'users = ["alice"]\n')
+    before, old, names = node.fingerprint(), policy.read(instance(node)), book(node)
+    for step in range(1, 6):  # registry, instance, reserved, policy, the port given back
         assert killed_up(node, "nft", step, whom).returncode != 0
-        if whom == "both":
-            until(lambda: not guard.busy(node.paths), what="the worker is dead too")
-            undo = "from vnet import steps; steps.undo(__import__('vnetbed').paths_from_env())"
-            run_python(node, undo)
-        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+        undone(node, step, whom)
         assert node.fingerprint() == before, f"killed at step {step}"
         assert policy.read(instance(node)) == old
+        assert book(node) == names
     assert bind(node, 80, slice_=slices.b) == errno.EACCES
+    assert [row["xid"] for row in node.json("slice", "history", "b")] == [65535, 900, 900]
     node.vnet("up")
+    assert book(node) == ({"a": 256, "b": 900}, {"b": ["alice"]})
     assert bind(node, 80, slice_=slices.b) == 0
     assert bind(node, 81, slice_=slices.b) == errno.EACCES
     assert node.json("status")["whole"]
+
+
+def undone(node, step, whom) -> None:
+    """What was killed is: by the guard, or by the next command, where both were."""
+    if whom == "both":
+        until(lambda: not guard.busy(node.paths), what="the worker is dead too")
+        undo = "from vnet import steps; steps.undo(__import__('vnetbed').paths_from_env())"
+        run_python(node, undo)
+    until(lambda: not node.paths.journal.exists(), what=f"step {step} is undone")
+
+
+def everything(node) -> list[object]:
+    """What the kernel holds, the registry and the slices' files."""
+    files = vnetbed.tree(node.base / "config")
+    return [node.fingerprint(), policy.read(instance(node)), book(node), files, reserved(node)]
+
+
+#: the steps of ``slice add`` and ``slice rm`` of a slice with a port, on a node that is up
+CHANGING = ["registry", "file", "reserved", "policy", "state"]
+
+
+@pytest.mark.limit(300)
+def test_a_slice_command_killed_at_any_step_changes_nothing(node, late):
+    node.vnet("up")
+    with registry.open_readonly(node.paths.registry) as reader:
+        # Any user may read it, for as long as he likes: that holds nobody up.
+        reader._connection.execute("BEGIN")
+        reader.held()
+        for argv in (late, ("slice", "rm", "late")):
+            before = everything(node)
+            for step, whom in enumerate(["worker", "guard", "both", "worker", "both"], 1):
+                assert killed_up(node, "nft", step, whom, *argv).returncode != 0
+                undone(node, step, whom)
+                assert everything(node) == before, f"{argv} killed at {CHANGING[step - 1]}"
+            whole = killed_up(node, "nft", len(CHANGING) + 1, "worker", *argv)
+            assert whole.returncode == 0, whole.stderr  # and there is no other step
+            assert node.json("status")["whole"]
+    assert book(node)[0] == {"a": 256, "b": 65535}
+    assert [path.name for path in (node.base / "config").iterdir()] == ["slices.toml"]
+
+
+def test_a_slice_command_that_fails_changes_nothing(node, late):
+    node.vnet("up")
+    config, damaged = node.base / "config", b"this is no registry" * 500
+
+    def refused(argv, words) -> None:
+        before = everything(node)
+        done = node.vnet(*argv, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert words in done.stderr
+        assert everything(node) == before
+
+    for argv in (late, ("slice", "rm", "late")):
+        subprocess.run(["mount", "--bind", config, config], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", config], check=True)
+            refused(argv, "Read-only file system")
+        finally:
+            subprocess.run(["umount", config], check=True)
+        whole = node.paths.registry.read_bytes()
+        node.paths.registry.write_bytes(damaged)
+        before, files = node.fingerprint(), vnetbed.tree(config)
+        for command in (argv, ("status",), ("slice", "ls"), ("slice", "history")):
+            done = node.vnet(*command, check=False)
+            assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+            assert f"registry {node.paths.registry}: " in done.stdout + done.stderr
+        assert (node.fingerprint(), vnetbed.tree(config)) == (before, files)
+        assert node.paths.registry.read_bytes() == damaged
+        node.paths.registry.write_bytes(whole)
+        node.vnet(*argv)
+    assert node.json("status")["whole"]
+    # Nothing was marked with what was refused: it is as if it had never been.
+    assert [row["xid"] for row in node.json("slice", "history", "late")] == [9]
+
+
+@pytest.fixture
+def late() -> Iterator[tuple[str, ...]]:
+    """The command that adds a slice with a port of its own."""
+    with cgroup.cgroup() as made:
+        yield "slice", "add", "late", "--cgroup", made.rel, "--xid", "9", "--port", "tcp/90"
+
+
+def book(node) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Who holds which number, and the slices' users, by the registry."""
+    with registry.open_readonly(node.paths.registry) as known:
+        return {name: tenure.xid for name, tenure in known.held().items()}, known.users()
 
 
 def instance(node) -> Path:
@@ -180,7 +307,7 @@ def test_what_somebody_breaks_is_told_and_mended(node, slices):
     node.vnet("up")
     (instance(node) / "links" / "vnet_bind4").unlink()
     node.ns.run("iptables-nft", "-t", "raw", "-F", "VNET-OUT")
-    node.ns.run("ip6tables-nft", "-t", "mangle", "-D", "INPUT", "-j", "VNET-INPUT")
+    node.ns.run("ip6tables-nft", "-t", "mangle", "-D", "INPUT", "2")
     node.ns.run("sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=7000")
     empty = "policy.write(pathlib.Path(sys.argv[1]), policy.Policy())"
     run_python(node, f"import sys, pathlib; from vnet import policy; {empty}", instance(node))
@@ -189,7 +316,7 @@ def test_what_somebody_breaks_is_told_and_mended(node, slices):
     assert seen.returncode == 1
     for words in (
         "link vnet_bind4 is gone",
-        "IPv4 (nft): chain VNET-OUT holds 0 rules instead of 2",
+        "IPv4 (nft): chain VNET-OUT holds 0 rules instead of 3",
         "IPv6 (nft): INPUT does not jump to VNET-INPUT",
         "the reserved ports in force are not those in the files",
         "the reserved addresses in force are not those in the files",
@@ -352,7 +479,7 @@ def test_another_version_takes_over_without_a_packet_that_is_not_marked(node, sl
     node.vnet("up")
     old = instance(node)
     other = tmp_path / "objects"
-    shutil.copytree(bpf.OBJECTS, other)
+    shutil.copytree(bpfobjects.OBJECTS, other)
     (tmp_path / "note").write_text("another build")
     subprocess.run(
         ["llvm-objcopy", f"--add-section=.note.vnet={tmp_path}/note", other / "base.bpf.o"],
@@ -371,8 +498,9 @@ def test_another_version_takes_over_without_a_packet_that_is_not_marked(node, sl
         try:
             until(lambda: counted()[1] > 100, what="it sends")
             code = (
-                "import pathlib, sys\nfrom vnet import bpf\n"
-                "bpf.OBJECTS = pathlib.Path(sys.argv.pop(1))\nfrom vnet.cli import main\nmain()"
+                "import pathlib, sys\nfrom vnet import bpfobjects\n"
+                "bpfobjects.OBJECTS = pathlib.Path(sys.argv.pop(1))\n"
+                "from vnet.cli import main\nmain()"
             )
             up = run_python(node, code, str(other), "up").stdout
             assert f"removed the eBPF programs in {old}" in up
@@ -388,28 +516,6 @@ def test_another_version_takes_over_without_a_packet_that_is_not_marked(node, sl
     node.vnet("up")  # back to ours
     assert instance(node) == old
     assert node.json("status")["whole"]
-
-
-@contextmanager
-def watching(node, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """``vnet watch``, ready."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-        ready.bind(str(node.base / "notify"))
-        ready.settimeout(30)
-        env = node.env | {
-            "NOTIFY_SOCKET": str(node.base / "notify"),
-            "PYTHONPATH": os.pathsep.join([str(vnetbed.PY), *sys.path]),
-        }
-        argv = (sys.executable, "-m", "vnet.cli", "watch", *options)
-        with node.ns.popen(*argv, env=env, stderr=subprocess.PIPE) as process:
-            try:
-                assert ready.recv(100) == b"READY=1"
-                yield process
-                process.terminate()
-                assert process.wait(30) == 0
-            finally:
-                process.kill()
-    (node.base / "notify").unlink()
 
 
 def test_a_cgroup_made_again_keeps_its_slice_while_watched(node, slices):
@@ -436,11 +542,37 @@ def test_a_cgroup_made_again_keeps_its_slice_while_watched(node, slices):
             until(lambda: table().get(late.id) == 5, what="the new slice's new cgroup")
 
 
+def test_a_cgroup_made_again_gets_the_number_that_the_last_up_gave_its_slice(node, slices):
+    """Also where nothing but the number told the watcher of that ``up``."""
+    node.vnet("up")
+    path = instance(node)
+    text = '[[slice]]\nname = "late"\ncgroups = ["{}"]\n'
+    with watching(node), cgroup.cgroup() as late:
+        file = node.base / "config" / "late.toml"
+
+        def again() -> int | None:
+            cgroup.remove(late.path)
+            late.path.mkdir()
+            until(lambda: late.id in policy.read(path).slices, what="it is marked")
+            return policy.read(path).slices[late.id]
+
+        file.write_text(text.format(late.rel))
+        node.vnet("up")
+        assert again() == 257
+        file.write_text(text.format(late.rel) + "xid = 777\n")
+        node.vnet("up")
+        assert again() == 777
+        file.write_text(text.format(late.rel) + "xid = 900\n")
+        assert killed_up(node, "nft", 3, "worker").returncode != 0  # at the policy
+        undone(node, 3, "worker")
+        assert again() == 777
+
+
 def test_the_watcher_goes_on_with_another_version_and_ends_when_the_node_goes_down(node, slices):
     node.vnet("up")
     with watching(node, "--linger", "0.01") as process:
         node.vnet("down")
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     node.vnet("up")
     with watching(node, "--linger", "0.001") as process:
         old = slices.b.id

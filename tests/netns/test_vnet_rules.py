@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import vnetbed
-from testbed.poll import until
+from vnet.testing.poll import until
 
 from vnet import guard
 
@@ -238,7 +238,7 @@ def test_two_ups_at_once_end_with_one_set_of_rules(node):
     env = dict(node.env, PYTHONPATH=":".join([str(vnetbed.PY), *sys.path]))
     argv = (sys.executable, "-m", "vnetbed", "up", "nft")
     running = [node.ns.popen(*argv, env=env) for _ in range(4)]
-    assert [process.wait(60) for process in running] == [0, 0, 0, 0]
+    assert [process.wait(240) for process in running] == [0, 0, 0, 0]
     assert saved(node, "nft").count("-A INPUT -j VNET-INPUT") == 1
     assert not (node.base / "run" / "journal").exists()
 

@@ -1,7 +1,9 @@
 """What the eBPF programs and Python agree on: one header, read three ways."""
 
 import re
+import shutil
 import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from vnet._bpf import ffi, lib
 from vnet.policy import Port, mapped
 
-from vnet import bpf, cgroups, events, policy
+from vnet import bpf, bpfobjects, cgroups, events, owners, policy
 
 pytestmark = pytest.mark.unit
 
@@ -87,10 +89,12 @@ def test_levels_and_xids_are_those_of_the_module():
 
 
 def test_the_objects_hold_the_programs_that_rules_and_filters_name():
-    found = {each.name for name in bpf._objects(lsm=True) for each in bpf._programs(name)}
+    objects = bpfobjects.names(lsm=True)
+    found = {each.name for name in objects for each in bpfobjects.programs(name)}
     assert found >= {
         *("vnet_sock_create", "vnet_setsockopt", "vnet_bind4", "vnet_bind6", "vnet_ingress"),
-        *("vnet_gate", "vnet_spoof", "vnet_raw", "vnet_join", "vnet_may_fill"),
+        *("vnet_odd", "vnet_gate", "vnet_local", "vnet_spoof", "vnet_raw", "vnet_join"),
+        *("vnet_unsettled", "vnet_incoming", "vnet_may_fill"),
         *("vnet_from_veth", "vnet_to_veth"),
         *("vnet_lsm_socket_create", "vnet_lsm_socket_bind"),
     }
@@ -99,7 +103,7 @@ def test_the_objects_hold_the_programs_that_rules_and_filters_name():
 
 
 def test_an_object_can_be_read_by_a_kernel_that_was_not_there_when_it_was_built():
-    for path in bpf.OBJECTS.glob("*.bpf.o"):
+    for path in bpfobjects.OBJECTS.glob("*.bpf.o"):
         sections = subprocess.run(
             ["llvm-readelf", "-S", path], capture_output=True, text=True, check=True
         ).stdout
@@ -142,3 +146,50 @@ def test_a_port_that_slices_share_by_address_nobody_may_bind_to_all_of_them():
     assert _packed((Port(6, 80, ONE), 7), (Port(6, 80, TWO), 8))[WILD, bytes(16)] == 0
     # not even who has the rest of it
     assert _packed((Port(6, 80, ONE), 7), (Port(6, 80), 8))[WILD, bytes(16)] == 0
+
+
+@pytest.mark.parametrize("apart", [1, 6, 12, 19, 24, 36, 53, 77, 100])
+def test_cgroups_made_one_after_the_other_have_a_place_each_among_the_owners(apart):
+    ids = range(5_000, 5_000 + 10_000 * apart, apart)
+    assert len({owners.place(number) for number in ids}) == 10_000
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the package in a tree of its own, built as it is here."""
+    shutil.copytree(Path(bpf.__file__).parent, tmp_path / "vnet/py/vnet")
+    shutil.copytree(HEADER.parent, tmp_path / "vnet/ext/bpf")
+    return tmp_path / "vnet"
+
+
+def refused(tree):
+    words = [sys.executable, "-m", "vnet.cli", "status"]
+    env = {
+        "PYTHONPATH": str(tree / "py"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "VNET_STATE_DIR": "/none",
+    }
+    done = subprocess.run(words, env=env, cwd=tree, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_what_was_built_of_another_header_is_refused_with_a_cure(tree):
+    assert "vnet_bpf.h" not in refused(tree)[1]
+    built = tree / "py/vnet/bpf_objects/header"
+    with (tree / "ext/bpf/vnet_bpf.h").open("a") as header:
+        header.write("/* one more line */\n")
+    code, said = refused(tree)
+    assert code == 1
+    assert "vnet._bpf was built from another vnet_bpf.h than" in said
+    assert "vnet_bpf.h as it is now" in said
+    assert "try: tools/setup" in said
+    # The objects are built again, Python's part is not.
+    subprocess.run(["make", "-s", "-C", tree / "ext/bpf"], check=True, capture_output=True)
+    assert "the eBPF objects in" in refused(tree)[1]
+    built.unlink()  # as of before there was this comparison
+    assert "the eBPF objects in" in refused(tree)[1]
+    # Installed, there is no header to compare with.
+    shutil.copy(Path(bpf.__file__).with_name("bpf_objects") / "header", built)
+    shutil.rmtree(tree / "ext")
+    assert "vnet_bpf.h" not in refused(tree)[1]

@@ -5,6 +5,7 @@ import pytest
 from netflow._ct import ffi
 
 from netflow.ct import Batch, FlowBatch, Reason, Table
+from netflow.protocols import REASON_ACTIVE, REASON_OWNER, REASONS
 
 pytestmark = pytest.mark.unit
 
@@ -21,6 +22,11 @@ def test_every_column_is_aligned_writable_and_its_own(kind):
         column[:] = n + 1
     assert all((column == n + 1).all() for n, column in enumerate(columns.values()))
     assert batch.capacity == 1000, "no column overlaps the head"
+
+
+def test_reasons_are_called_as_the_header_calls_them():
+    assert {reason.value: reason.name.lower() for reason in Reason} == REASONS
+    assert (REASON_ACTIVE, REASON_OWNER) == (Reason.ACTIVE, Reason.OWNER)
 
 
 @pytest.mark.parametrize("kind", [Batch, FlowBatch])
@@ -60,7 +66,7 @@ def live(first: int, count: int, msg: int, n: int = 1) -> Batch:
 
 
 def test_200_000_live_connections_fit_in_30_mb_and_none_is_mixed_up():
-    table, out = Table(), FlowBatch(LIVE + 2)
+    table, out = Table(), FlowBatch(LIVE + 4)
     table.apply(live(0, LIVE, 4), 10, out)
     assert len(table) == LIVE
     assert table.memory < 30 * 2**20
@@ -72,7 +78,7 @@ def test_200_000_live_connections_fit_in_30_mb_and_none_is_mixed_up():
 
 
 def test_memory_is_used_again():
-    table, out = Table(), FlowBatch(20_002)
+    table, out = Table(), FlowBatch(20_004)
     sizes = []
     for n in range(6):
         table.apply(live(n * 20_000, 20_000, 4), 10, out)

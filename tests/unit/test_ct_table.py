@@ -25,7 +25,7 @@ class Story:
     asks: list[int] = field(default_factory=list)
 
     def tell(self, *messages: bytes, now: int = 100 * S, active: bool = False) -> "Story":
-        batch, out = Batch(len(messages)), FlowBatch(2 * len(messages))
+        batch, out = Batch(len(messages)), FlowBatch(4 * len(messages))
         data = b"".join(messages)
         assert decode(data, batch).used == len(data)
         row, asks = self.table.apply(batch, now, out, active=active)
@@ -257,9 +257,16 @@ def test_a_change_seen_only_in_the_destroy_splits_at_what_was_last_seen():
     assert story["oxid opackets"] == [(A, 4), (B, 6)]
 
 
-def test_an_owner_without_packets_has_no_share():
+def test_an_owner_without_packets_is_named_all_the_same():
     story = Story().tell(Conn(DNS, mark=A).new(), Conn(DNS, mark=B).update(), end(10, mark=B))
-    assert story["oxid opackets"] == [(B, 10)]
+    assert story["oxid opackets"] == [(A, 0), (B, 10)]
+
+
+def test_a_new_owner_whose_packets_were_counted_before_is_named_while_it_goes_on():
+    story = Story().tell(Conn(DNS, mark=A).new(), Conn(DNS, mark=B).update(), row(10, mark=B))
+    story.dump(row(10, mark=B), active=True)
+    assert story["oxid opackets reason"] == [(A, 10, Reason.OWNER), (B, 0, Reason.ACTIVE)]
+    assert len(story.dump(row(10, mark=B), active=True).flows) == 2, "named once is enough"
 
 
 def test_an_owner_of_what_nobody_counts_has_a_share():
@@ -277,24 +284,44 @@ def test_a_row_from_before_the_change_does_not_settle_it():
     assert story["oxid opackets"] == [(A, 6)]
 
 
-def test_a_half_that_goes_back_to_nobody_keeps_its_owner():
-    story = Story().dump(row(4)).dump(row(6, mark=0)).tell(Conn(DNS, mark=0).update())
+def test_a_half_that_only_dumps_show_as_nobodys_keeps_its_owner():
+    story = Story().dump(row(4)).dump(row(6, mark=0)).tell(Conn(DNS, mark=None).update())
     assert story.asks == []
     assert story.tell(end(10, mark=None))["oxid opackets"] == [(A, 10)]
 
 
-def test_an_owner_that_comes_back_before_the_answer_never_left():
+def test_a_half_that_an_event_and_the_answer_show_as_nobodys_is_nobodys():
+    story = Story().dump(row(4)).tell(Conn(DNS, mark=0).update(), now=50 * S)
+    assert story.asks == [0]
+    story.tell(row(4), row(6, mark=0), end(10, mark=None))
+    assert story["oxid opackets"] == [(A, 6), (0, 4)]
+    assert story["end"][0] == 50 * S
+
+
+def test_a_half_that_an_event_shows_as_nobodys_and_the_next_gives_back_keeps_its_owner():
+    story = Story().dump(row(4)).tell(Conn(DNS, mark=0).update(), Conn(DNS, mark=A).update())
+    assert story.tell(row(6), end(10))["oxid opackets"] == [(A, 10)]
+
+
+def test_an_owner_that_comes_back_before_the_answer_goes_on_and_the_other_is_named():
     story = Story().tell(Conn(DNS, mark=A).new(), Conn(DNS, mark=B).update())
     story.tell(Conn(DNS, mark=A).update())
     assert story.asks == []
-    assert story.tell(row(6), end(10))["oxid opackets"] == [(A, 10)]
+    assert story.tell(row(6), end(10))["oxid opackets"] == [(B, 0), (A, 10)]
+
+
+def test_a_half_filled_with_a_change_of_the_other_is_the_new_shares():
+    story = Story().tell(Conn(DNS, mark=A).new(), Conn(DNS, mark=B).update())
+    story.tell(Conn(DNS, mark=C << 16 | B).update())
+    story.tell(row(6, mark=C << 16 | B), end(10, mark=C << 16 | B))
+    assert story["oxid rxid opackets"] == [(A, 0, 6), (B, C, 4)]
 
 
 def test_a_third_owner_before_the_answer_asks_again_and_is_the_next():
     story = Story().tell(Conn(DNS, mark=A).new(), Conn(DNS, mark=B).update())
     assert story.tell(Conn(DNS, mark=C).update()).asks == [0]
     story.tell(row(6, mark=C), end(10, mark=C))
-    assert story["oxid opackets"] == [(A, 6), (C, 4)]
+    assert story["oxid opackets"] == [(B, 0), (A, 6), (C, 4)]
 
 
 def test_a_late_half_reaches_the_old_owners_share_too():
@@ -410,9 +437,22 @@ def test_a_lost_connection_that_shows_again_goes_on():
     assert story.tell(end(12)).counts == [counted(10), counted(2)]
 
 
-def test_a_lost_connection_is_forgotten_by_the_next_sweep():
-    story = Story().dump(row(10)).dump().dump()
+def test_a_lost_connection_may_end_for_half_a_minute_however_many_sweeps_there_are():
+    story = Story().dump(row(10)).dump().dump().dump(now=129 * S)
+    assert (story.table.lost, story.table.never_ended) == (1, 0)
+    assert story.tell(end(12), now=129 * S).counts == [counted(10), counted(2)]
+    assert (story.table.lost, story.table.never_ended) == (0, 0)
+
+
+def test_a_lost_connection_is_forgotten_by_the_first_sweep_after_that():
+    story = Story().dump(row(10)).dump().dump(now=130 * S)
+    assert (story.table.lost, story.table.never_ended) == (0, 1)
     assert story.tell(end(12)).counts == [counted(10), counted(12)]
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_lost_connection_for_ever():
+    story = Story().dump(row(10)).dump(now=100 * S).dump(now=10 * S).dump(now=40 * S)
+    assert (story.table.lost, story.table.never_ended) == (0, 1)
 
 
 def test_what_an_event_shows_since_the_dump_began_is_not_lost():
@@ -453,6 +493,28 @@ def test_what_the_store_holds_of_another_connection_is_not_taken_for_it(other):
     assert story.tell(end(11)).counts == [counted(11)]
 
 
+def test_the_end_of_one_that_the_store_may_hold_is_settled_with_it_before_what_follows():
+    story = Story()
+    story.table.old(50 * S)
+    end = Conn(WEB, id=5, start=7 * S, stop=60 * S, mark=A, counters=counted(9)).destroy()
+    young = Conn(DNS, id=6, start=51 * S, stop=60 * S, mark=A, counters=counted(2)).destroy()
+    batch, out = Batch(2), FlowBatch(8)
+    decode(end + young, batch)
+    row, asks = story.table.apply(batch, 100 * S, out)
+    assert (row, list(asks), len(out)) == (1, [0], 0)
+    held = FlowBatch(1)
+    held.extend(
+        {name: batch[name][:1] for name in held.names if name in batch.names and name != "end"}
+        | {"flow_id": [5], "flow_start": [7 * S], "end": [40 * S]}
+        | {"opackets": [4], "obytes": [400], "rpackets": [8], "rbytes": [1200]}
+    )  # fmt: skip
+    story.table.settle(batch, 0, 100 * S, held, out)
+    assert story.table.apply(batch, 100 * S, out, start=row)[0] == 2
+    story._take(out)
+    assert story.counts == [counted(5), counted(2)]
+    assert story["start"] == [40 * S, 51 * S]
+
+
 def test_what_the_store_holds_of_an_ended_connection_is_ignored():
     story = Story()
     story.table.recorded(sums(7))
@@ -480,7 +542,7 @@ def test_full_asks_stop_and_go_on_where_they_stopped():
     story = Story(Table(max_asks=2))
     ids = range(5)
     story.tell(*(Conn(DNS, id=n, mark=A).new() for n in ids))
-    batch, out = Batch(5), FlowBatch(2)
+    batch, out = Batch(5), FlowBatch(4)
     decode(b"".join(Conn(DNS, id=n, mark=B).update() for n in ids), batch)
     row, asks = story.table.apply(batch, S, out)
     assert (row, list(asks)) == (2, [0, 1])

@@ -27,6 +27,7 @@ cgroups = [
   "/b",
 ]
 interfaces = ["veth-a", "vethB7"]
+users = ["alice", 1005]
 [slice.grants]
 raw = "deny"
 addresses = ["192.0.2.7", "2001:db8::7"]
@@ -43,7 +44,8 @@ def test_a_good_file_is_read_as_it_says(tmp_path):
         "udp/5000-5010",
         "tcp/[2001:db8::1]:25",
     ]
-    assert (one.interfaces, one.grants.addresses) == ((), ())
+    assert (one.interfaces, one.grants.addresses, one.users) == ((), (), ())
+    assert two.users == ("alice", "1005")
     assert (two.name, two.xid, two.grants.any) == ("b", None, True)
     assert two.interfaces == ("veth-a", "vethB7")
     assert [str(address) for address in two.grants.addresses] == ["192.0.2.7", "2001:db8::7"]
@@ -63,8 +65,8 @@ def test_a_good_file_is_read_as_it_says(tmp_path):
         ('  "/b",', '  "b",', 10, "slice[1].cgroups"),
         ('  "/b",', '  "/b/../c",', 10, "slice[1].cgroups"),
         ('  "/b",', "", 10, "slice[1].cgroups"),
-        ('raw = "deny"', 'raw = "no"', 15, "slice[1].grants.raw"),
-        ('raw = "deny"', 'raw = "deny"\nrwa = 1', 16, "slice[1].grants.rwa"),
+        ('raw = "deny"', 'raw = "no"', 16, "slice[1].grants.raw"),
+        ('raw = "deny"', 'raw = "deny"\nrwa = 1', 17, "slice[1].grants.rwa"),
         ('raw = "own"', 'raw = "no"', 6, "slice[0].grants.raw"),
         ('"tcp/80"', '"tcp/0"', 6, "slice[0].grants.ports"),
         ('"tcp/80"', '"icmp/1"', 6, "slice[0].grants.ports"),
@@ -75,19 +77,19 @@ def test_a_good_file_is_read_as_it_says(tmp_path):
         ('"tcp/80"', '"tcp/[::]:80"', 6, "slice[0].grants.ports"),
         ('"tcp/80"', '"tcp/[192.0.2.1]:80"', 6, "slice[0].grants.ports"),
         ('"tcp/80"', '"tcp/[fe80::1%lo]:80"', 6, "slice[0].grants.ports"),
-        ('"192.0.2.7"', "7", 16, "slice[1].grants.addresses[0]"),
-        ('"192.0.2.7"', '"192.0.2.0/24"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"192.0.2.256"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"0.0.0.0"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"::"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"::ffff:0.0.0.0"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"224.0.0.1"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"ff02::1"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"255.255.255.255"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"127.0.0.1"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"::1"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"fe80::1%eth0"', 16, "slice[1].grants.addresses"),
-        ('"192.0.2.7"', '"host.example"', 16, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', "7", 17, "slice[1].grants.addresses[0]"),
+        ('"192.0.2.7"', '"192.0.2.0/24"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"192.0.2.256"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"0.0.0.0"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"::"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"::ffff:0.0.0.0"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"224.0.0.1"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"ff02::1"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"255.255.255.255"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"127.0.0.1"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"::1"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"fe80::1%eth0"', 17, "slice[1].grants.addresses"),
+        ('"192.0.2.7"', '"host.example"', 17, "slice[1].grants.addresses"),
         ('"veth-a"', '""', 13, "slice[1].interfaces"),
         ('"veth-a"', '"a234567890123456"', 13, "slice[1].interfaces"),
         ('"veth-a"', '"ééééé012345x"', 13, "slice[1].interfaces"),
@@ -99,6 +101,14 @@ def test_a_good_file_is_read_as_it_says(tmp_path):
         ('"veth-a"', '"lo"', 13, "slice[1].interfaces"),
         ('"veth-a"', "1", 13, "slice[1].interfaces[0]"),
         ("# two slices", "slices = 1", 1, "slices"),
+        ('"alice"', '""', 14, "slice[1].users"),
+        ('"alice"', '"a b"', 14, "slice[1].users"),
+        ('"alice"', '"-a"', 14, "slice[1].users"),
+        ('"alice"', '"1004"', 14, "slice[1].users"),
+        ("1005", "-1", 14, "slice[1].users"),
+        ("1005", "4294967295", 14, "slice[1].users"),
+        ("1005", "1.5", 14, "slice[1].users[1]"),
+        ("1005", "true", 14, "slice[1].users[1]"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_place(tmp_path, old, new, line, key):
@@ -241,13 +251,16 @@ _interface = st.text(min_size=1, max_size=15).flatmap(_named)
     ports=st.lists(_grant, max_size=4),
     addresses=st.lists(_address, max_size=4),
     interfaces=st.lists(_interface, max_size=4),
+    users=st.lists(
+        st.sampled_from(["alice", "bob.smith", "1005", "0", "o'neil", 'a"b']), max_size=4
+    ),
 )
 def test_what_is_written_reads_back_the_same(
-    tmp_path_factory, name, paths, xid, raw, ports, addresses, interfaces
+    tmp_path_factory, name, paths, xid, raw, ports, addresses, interfaces, users
 ):
     file = tmp_path_factory.getbasetemp() / "x.toml"
     granted = config.Grants(raw, tuple(ports), tuple(addresses))
-    item = config.Slice(name, tuple(paths), xid, granted, file, 1, tuple(interfaces))
+    item = config.Slice(name, tuple(paths), xid, granted, file, 1, tuple(interfaces), tuple(users))
     assert config.parse(file, config.write(item)) == [item]
 
 

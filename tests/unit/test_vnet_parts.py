@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 from vnet.errors import ConfigError, NodeError
+from vnet.paths import Paths
 
-from vnet import cgroups, datapath, marks, module, nodeconfig, rules, state, sysctls
+from vnet import (
+    cgroups,
+    datapath,
+    iptables,
+    marks,
+    module,
+    nodeconfig,
+    rules,
+    state,
+    steps,
+    sysctls,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +58,8 @@ def test_rules_that_only_match_a_mark_or_are_in_our_chains_write_none():
     text = (
         "*mangle\n:A - [0:0]\n-A INPUT -m mark --mark 0x1 -j ACCEPT\n"
         "-A OURS -j MARK --set-xmark 0x1/0xffff\n"
+        # How the eBPF data path finds the receiver of a packet.
+        "-A INPUT -m socket --nowildcard --restore-skmark -j OURS\n"
     )
     assert list(marks.in_save(text, frozenset({"OURS"}))) == []
 
@@ -94,7 +108,7 @@ ASKED = rules.asked(datapath.wanted("module", INSTANCE, 4))
 def test_ours_and_strangers_are_told_apart_in_a_saved_table():
     found = rules.read(SAVED)["mangle"]
     assert found.chains == {"VNET-INPUT": ["-A VNET-INPUT -j MARK --copy-xid"]}
-    assert found.jumps == {"VNET-INPUT": [2]}
+    assert found.jumps == {"VNET-INPUT": [(2, "")]}
     assert found.strangers == ("-A FORWARD -i eth0 -j VNET-INPUT",)
 
 
@@ -104,9 +118,10 @@ def test_the_script_names_nothing_but_our_chains_and_jumps_and_has_the_guard_fir
         "*raw",
         ":VNET-OUT - [0:0]",
         f"-A VNET-OUT {progs}/vnet_gate -j DROP",
-        "-A VNET-OUT -m mark ! --mark 0x0/0xffff -m addrtype ! --src-type LOCAL "
-        f"{progs}/vnet_spoof -j DROP",
-        "-I OUTPUT 1 -j VNET-OUT",
+        "-A VNET-OUT -m mark ! --mark 0x0/0xffff -m addrtype --src-type LOCAL "
+        f"{progs}/vnet_local -j RETURN",
+        f"-A VNET-OUT -m mark ! --mark 0x0/0xffff {progs}/vnet_spoof -j DROP",
+        f"-I OUTPUT 1 {progs}/vnet_odd -j VNET-OUT",
         "COMMIT",
         "*mangle",
         ":VNET-POST - [0:0]",
@@ -141,7 +156,7 @@ def test_what_differs_is_said_in_words():
     assert rules.differences(rules.read(SAVED), ASKED) == [
         "chain VNET-OUT is missing",
         "OUTPUT does not jump to VNET-OUT",
-        "INPUT jumps to VNET-INPUT from place 2 instead of the first",
+        "INPUT jumps to VNET-INPUT from place 2 instead of 1",
         "chain VNET-POST is missing",
         "POSTROUTING does not jump to VNET-POST",
     ]
@@ -149,17 +164,54 @@ def test_what_differs_is_said_in_words():
 
 def test_every_chain_of_a_data_path_is_known_to_those_who_take_it_out():
     for kind in ("module", "bpf"):
-        for family in rules.FAMILIES:
+        for family in iptables.FAMILIES:
             chains = datapath.wanted(kind, INSTANCE, family)
             assert {chain.table for chain in chains} <= set(rules.TABLES)
             for chain in chains:
                 assert datapath.OURS[chain.table, chain.name] == chain.base
-            bases = [(chain.table, chain.base) for chain in chains if chain.base]
-            assert len(bases) == len(set(bases)), "two chains cannot both be first"
+            for chain in chains:
+                if chain.base:
+                    jump = datapath.is_our_jump(chain.table, chain.base, chain.jump)
+                    assert jump == (chain.name, chain.condition)
+
+
+def test_a_jump_on_another_s_condition_is_a_stranger_s():
+    for rule in ("-p tcp -j VNET-POST", "-m mark --mark 0x1 -j VNET-POST", "-g VNET-POST"):
+        assert datapath.is_our_jump("mangle", "POSTROUTING", rule) is None
+    assert datapath.is_our_jump("mangle", "OUTPUT", "-j VNET-POST") is None
+    assert datapath.is_our_jump("mangle", "POSTROUTING", "-j VNET-POST") == ("VNET-POST", "")
+
+
+def test_a_rule_of_somebody_else_s_that_was_hit_instead_of_ours_is_put_back():
+    theirs = ["-A INPUT -p udp -j ACCEPT", "-A INPUT -p tcp -j ACCEPT", "-A INPUT -p tcp -j ACCEPT"]
+    ours = f"-A INPUT -m bpf --object-pinned {INSTANCE}/progs/vnet_incoming -j VNET-INPUT"
+
+    def saved(*lines: str) -> str:
+        return "\n".join(["*mangle", *lines, "COMMIT", ""])
+
+    assert rules._lost(saved(ours, *theirs), saved(*theirs)) == ""
+    assert rules._lost(saved(ours, *theirs), saved(ours, *theirs[1:])) == (
+        saved("-I INPUT -p udp -j ACCEPT")
+    )
+    assert rules._lost(saved(ours, *theirs), saved(ours, *theirs[:2])) == (
+        saved("-I INPUT -p tcp -j ACCEPT")
+    )
+
+
+def test_jumps_that_share_a_base_chain_are_put_there_together_and_in_order():
+    wanted = rules.asked(datapath.wanted("bpf", INSTANCE, 4, containers=True))
+    lines = [line for line in rules.script({}, wanted).splitlines() if "-I INPUT" in line]
+    assert [line.split()[-1] for line in lines] == ["VNET-VETH", "VNET-ABOVE", "VNET-INPUT"]
+    wanted["mangle"].lengths["INPUT"] = 4  # one is somebody else's
+    other = rules.asked(datapath.wanted("bpf", INSTANCE.with_name("ba9876543210"), 4))
+    lines = [line for line in rules.script(wanted, other).splitlines() if " INPUT " in line]
+    assert lines[:3] == ["-D INPUT 3", "-D INPUT 2", "-D INPUT 1"]
+    assert [line.split()[-1] for line in lines[3:]] == ["VNET-ABOVE", "VNET-INPUT"]
+    assert [line.split()[2] for line in lines[3:]] == ["1", "2"]
 
 
 def test_a_rule_is_taken_apart_as_python_iptables_gives_it():
-    found = rules.parsed(
+    found = iptables.parsed(
         "-p tcp -m mark ! --mark 0x0/0xffff -m socket --nowildcard --restore-skmark "
         "-j CONNMARK --restore-mark --nfmask 0xffff"
     )
@@ -286,7 +338,8 @@ def unit(name):
     return parser
 
 
-UNITS = ("vnet.service", "vnet-watch.service", "netflow.service")
+UNITS = ("vnet.service", "vnet-watch.service", "netflow.service", "netflow-serve.service",
+         "netflow-export@.service")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -333,3 +386,26 @@ def test_systemd_has_nothing_to_say_against_a_unit(name, tmp_path):
     )
     said = [line for line in done.stderr.splitlines() if name in line]
     assert said == []
+
+
+@pytest.mark.parametrize("line", ["rubbish", "\x00" * 40, "[1]", '{"how": 1}', "\udcff"])
+def test_a_damaged_journal_is_one_clear_error_and_nothing_is_undone(tmp_path, line):
+    paths = Paths(tmp_path / "etc", tmp_path / "lib", tmp_path, tmp_path / "bpf")
+    paths.state.write_text("as it is")
+    first = '{"step": "state", "before": null}'
+    content = "\n".join([first, line, first, ""]).encode(errors="surrogateescape")
+    paths.journal.write_bytes(content)
+    with pytest.raises(NodeError, match=f"^{paths.journal}:2: no line of a journal") as caught:
+        steps.undo(paths)
+    assert f"move {paths.journal} away, then `vnet down`" in caught.value.cure
+    assert (paths.state.read_text(), paths.journal.read_bytes()) == ("as it is", content)
+
+
+def test_a_journal_of_another_version_is_undone_as_far_as_it_is_known_and_stays(tmp_path):
+    paths = Paths(tmp_path / "etc", tmp_path / "lib", tmp_path, tmp_path / "bpf")
+    paths.state.write_text("as it is")
+    paths.journal.write_text('{"step": "state", "before": null}\n{"step": "later"}\n')
+    with pytest.raises(NodeError, match="later: another version of vnet has begun that"):
+        steps.undo(paths)
+    assert not paths.state.exists()
+    assert paths.journal.exists()

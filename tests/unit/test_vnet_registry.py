@@ -1,6 +1,7 @@
 """xids: stable, never two holders, rested before reuse, and a history that stays."""
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -99,17 +100,95 @@ def test_a_record_is_named_by_who_held_the_number_then(book):
 def test_ended_tenures_stay_open_until_released(book):
     sync(book, 1, "a")
     result = registry.assign(book, [], 2, REST)
+    assert held(book) == {"a": 256}
+    registry.release(book, result.ended, 3)
+    assert held(book) == {}
+
+
+def held(book):
     with registry.open_readonly(book) as known:
-        assert known.holder(256, 5) == "a"
-        registry.release(book, result.ended, 3)
-        assert known.holder(256, 5) is None
+        return {name: tenure.xid for name, tenure in known.held().items()}
 
 
-def test_a_reader_sees_what_is_written_after_it_opened(book):
+def test_a_reader_sees_the_registry_as_it_was_when_he_opened_it_and_holds_up_no_writer(book):
     sync(book, 1, "a")
     with registry.open_readonly(book) as known:
-        sync(book, 2, "a", "b")
-        assert known.holder(257, 2) == "b"
+        known._connection.execute("BEGIN")
+        assert known.holder(256, 1) == "a"  # and so it holds SQLite's lock for readers
+        sync(book, 2, "b")
+        assert known.holder(256, 2) == "a"
+        assert known.holder(257, 2) is None
+    assert held(book) == {"b": 257}
+
+
+def tenures(book):
+    with registry.open_readonly(book) as known:
+        return known.tenures()
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_what_is_taken_back_was_never_there_unless_packets_may_have_been_marked_with_it(
+    book, released
+):
+    registry.assign(book, requests(a=["alice"], b=["bob"]), 1)
+    before, whole = tenures(book), book.read_bytes()
+    for marked in (None, 9):
+        noted = []
+        asked = [Request("a", 7, users=("carol",)), Request("c")]
+        result = registry.assign(book, asked, 2, REST, noted.append)
+        assert noted == [result]
+        assert [tenure.slice for tenure in result.opened] == ["a", "c"]
+        if released:
+            registry.release(book, result.ended, 3)
+        for _ in range(2):
+            undo = result.opened, result.ended, result.members[0], marked
+            registry.take_back(book, *undo)
+            assert held(book) == {"a": 256, "b": 257}
+            with registry.open_readonly(book) as known:
+                assert known.users() == {"a": ["alice"], "b": ["bob"]}
+            marks = [Tenure(7, "a", 2, 9), Tenure(258, "c", 2, 9)] if marked else []
+            assert tenures(book) == [*before, *marks]
+    registry.take_back(book, [Tenure(999, "x", 1, None)], [], [("a", "alice"), ("b", "bob")], None)
+    assert len(book.read_bytes()) == len(whole)
+
+
+def test_nothing_is_noted_and_nothing_written_where_nothing_changes(book):
+    sync(book, 1, "a")
+    before = book.stat()
+    registry.assign(book, [Request("a")], 2, REST, lambda found: pytest.fail(f"{found}"))
+    assert book.stat() == before
+
+
+@pytest.mark.parametrize("content", [b"this is no registry" * 500, "pages"])
+def test_a_damaged_registry_is_one_clear_error_to_all_who_ask_and_stays_as_it_is(book, content):
+    sync(book, 1, "a")
+    if content == "pages":
+        content = book.read_bytes()[:4096] + os.urandom(1 << 14)
+    book.write_bytes(content)
+    for ask in (
+        lambda: registry.assign(book, [Request("b")], 2),
+        lambda: registry.release(book, [Tenure(256, "a", 1, None)], 2),
+        lambda: tenures(book),
+    ):
+        with pytest.raises(registry.VnetError, match=f"registry {book}: ") as caught:
+            ask()
+        assert isinstance(caught.value, sqlite3.Error)  # who reads it may know no vnet
+        assert "backup" in caught.value.cure
+    assert book.read_bytes() == content
+
+
+def test_a_write_that_fails_leaves_the_registry_as_it_was(book):
+    sync(book, 1, "a")
+    before = book.read_bytes()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, usual[1]))
+    try:
+        with pytest.raises(registry.VnetError, match="File too large"):
+            sync(book, 2, "a", "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert book.read_bytes() == before
+    assert [path.name for path in book.parent.iterdir()] == ["registry.db"]
 
 
 def test_a_reader_cannot_write(book):
@@ -193,3 +272,41 @@ def test_whatever_comes_no_number_has_two_holders_or_too_little_rest(steps):
 def test_times_are_shown_in_utc():
     os.environ["TZ"] = "Asia/Tokyo"
     assert registry.moment(0) == "1970-01-01 00:00:00Z"
+
+
+def requests(**users):
+    return [Request(name, users=tuple(called)) for name, called in users.items()]
+
+
+def test_users_are_those_that_were_asked_for_last(book):
+    registry.assign(book, requests(a=["alice", "1005"], b=["alice"], c=[]), 1)
+    with registry.open_readonly(book) as known:
+        assert known.users() == {"a": ["1005", "alice"], "b": ["alice"]}
+        assert known.slices_of(["alice", "1000"]) == ["a", "b"]
+        assert known.slices_of(["bob", "1005"]) == ["a"]
+        assert known.slices_of(["bob"]) == []
+    registry.assign(book, requests(a=["bob"], b=[]), 2)
+    with registry.open_readonly(book) as known:
+        assert known.users() == {"a": ["bob"]}
+        assert known.slices_of(["alice", "1005"]) == []
+
+
+def test_a_registry_without_users_can_be_read_and_gets_them_when_it_is_written_to(book):
+    registry.assign(book, requests(a=[]), 1)
+    with registry.open_readonly(book) as known:
+        tables = known._connection.execute("SELECT name FROM sqlite_master").fetchall()
+        assert ("member",) not in tables  # as every registry was once
+        assert known.users() == {}
+        assert known.slices_of(["alice"]) == []
+    registry.assign(book, requests(a=["alice"]), 2)
+    with registry.open_readonly(book) as known:
+        assert known.users() == {"a": ["alice"]}
+        assert known.tenures() == [Tenure(256, "a", 1, None)]
+
+
+def test_a_refused_assignment_changes_no_users(book):
+    registry.assign(book, requests(a=["alice"]), 1)
+    with pytest.raises(ConflictError):
+        registry.assign(book, [Request("b", 256, users=("bob",))], 2)
+    with registry.open_readonly(book) as known:
+        assert known.users() == {"a": ["alice"]}

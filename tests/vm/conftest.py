@@ -29,7 +29,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     was given, and the guest would not know the ids that the host asks for.
     """
     metafunc.fixturenames.append("kernel")
-    series = [vm.running_series()] if vm.IN_GUEST else vm.SERIES
+    only = metafunc.definition.get_closest_marker("kernels")
+    series = [vm.running_series()] if vm.IN_GUEST else only.args if only else vm.SERIES
     metafunc.parametrize("kernel", [_param(s) for s in series], indirect=True, scope="session")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed import cgroup, net, nflog
+from vnet.testing import cgroup, net, nflog
 
 from vnet import copyxid
 

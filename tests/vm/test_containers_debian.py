@@ -3,7 +3,7 @@
 import pytest
 from container_cases import *  # noqa: F403
 from containerbed import bed as containers_bed
-from testbed.net import HERE
+from vnet.testing.net import HERE
 
 pytestmark = pytest.mark.vm
 

@@ -4,11 +4,14 @@ The same attempts and stories as on the host (tests/netns/test_guard_host.py),
 with the node in the guest's own namespace, as on a real one.
 """
 
+import guard_attempts
 import guard_cases
+import guard_flows
 import guard_scenarios
+import guard_updates
 import pytest
 from guardbed import Guarded, guarded
-from testbed.net import HERE
+from vnet.testing.net import HERE
 
 pytestmark = pytest.mark.vm
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -21,16 +24,22 @@ def bed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("case", "family"), guard_cases.table())
-def test_attempt(bed: Guarded, case: guard_cases.Case, family: int):
+def test_attempt(bed: Guarded, case: guard_attempts.Case, family: int):
     bed.check(case, family)
 
 
 def test_in_observe_mode_every_attempt_succeeds_and_is_reported(bed: Guarded):
-    guard_scenarios.nothing_is_refused_in_observe_mode(bed, ())
+    guard_updates.nothing_is_refused_in_observe_mode(bed, ())
 
 
 def test_no_door_opens_while_other_slices_come_and_go(bed: Guarded):
-    guard_scenarios.no_door_opens_while_others_come_and_go(bed)
+    guard_updates.no_door_opens_while_others_come_and_go(bed, rounds=24)
+
+
+def test_slices_have_sockets_of_families_whose_packets_are_their_own(bed: Guarded):
+    if "lsm" not in bed.has:
+        pytest.skip("this kernel has no lsm")
+    guard_scenarios.slices_have_families_whose_packets_are_their_own(bed)
 
 
 @FAMILIES
@@ -40,6 +49,6 @@ def test_that(bed: Guarded, scenario: guard_scenarios.Scenario, family: int):
 
 
 @FAMILIES
-@pytest.mark.parametrize("proto", guard_scenarios.HEARD)
+@pytest.mark.parametrize("proto", guard_flows.HEARD)
 def test_raw_sockets_hear_their_own_flows_only(bed: Guarded, proto: str, family: int):
-    guard_scenarios.raw_sockets_hear_their_own_flows_only(bed, family, proto)
+    guard_flows.raw_sockets_hear_their_own_flows_only(bed, family, proto)

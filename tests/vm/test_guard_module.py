@@ -5,11 +5,13 @@ under the other data path (tests/vm/test_guard_debian.py): here is what goes
 by packets, connections and marks.
 """
 
+import guard_attempts
 import guard_cases
+import guard_flows
 import guard_scenarios
 import pytest
 from guardbed import Guarded, guarded
-from testbed.net import HERE
+from vnet.testing.net import HERE
 
 pytestmark = pytest.mark.vm
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -23,9 +25,9 @@ def bed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("case", "family"),
-    [row for row in guard_cases.table() if row.values[0].how == guard_cases.UNSEEN],
+    [row for row in guard_cases.table() if row.values[0].how == guard_attempts.UNSEEN],
 )
-def test_attempt(bed: Guarded, case: guard_cases.Case, family: int):
+def test_attempt(bed: Guarded, case: guard_attempts.Case, family: int):
     bed.check(case, family)
 
 
@@ -36,6 +38,6 @@ def test_that(bed: Guarded, scenario: guard_scenarios.Scenario, family: int):
 
 
 @FAMILIES
-@pytest.mark.parametrize("proto", guard_scenarios.HEARD)
+@pytest.mark.parametrize("proto", guard_flows.HEARD)
 def test_raw_sockets_hear_their_own_flows_only(bed: Guarded, proto: str, family: int):
-    guard_scenarios.raw_sockets_hear_their_own_flows_only(bed, family, proto)
+    guard_flows.raw_sockets_hear_their_own_flows_only(bed, family, proto)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from testbed.net import HERE
+from vnet.testing.net import HERE
 
 pytestmark = pytest.mark.vm
 

@@ -5,18 +5,16 @@ import socket
 import pytest
 import rawpkt
 from module_bed import XID_A, XID_B, Bed, counted, marks, python
-from testbed import apps, nflog
-from testbed.poll import until
+from vnet.testing import apps, nflog
+from vnet.testing.poll import until
 
 pytest_plugins = ["module_fixtures"]
 pytestmark = pytest.mark.vm
 ICMP = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 ECHO = {4: (8 << 8, 0), 6: (128 << 8, 129 << 8)}
 UNREACHABLE = {4: 3 << 8 | 3, 6: 1 << 8 | 4}
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
-@FAMILIES
 @pytest.mark.parametrize("kind", ["ping socket", "raw socket"])
 def test_a_ping_and_its_replies_are_the_pinger_s(bed: Bed, family, kind):
     bed.node.sysctl(net__ipv4__ping_group_range="0 2147483647" if kind == "ping socket" else "1 0")
@@ -36,7 +34,6 @@ def test_a_ping_and_its_replies_are_the_pinger_s(bed: Bed, family, kind):
     ]
 
 
-@FAMILIES
 def test_the_node_s_replies_to_a_ping_are_nobody_s(bed: Bed, family):
     with nflog.capture(bed.node) as log, counted(bed) as gained:
         bed.peer.run("ping", "-nq", "-c", "1", bed.here(family))
@@ -47,7 +44,6 @@ def test_the_node_s_replies_to_a_ping_are_nobody_s(bed: Bed, family):
     assert gained["no-socket"] >= 2
 
 
-@FAMILIES
 def test_an_error_about_a_slice_s_packet_comes_in_as_the_slice_s(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,
@@ -60,7 +56,6 @@ def test_an_error_about_a_slice_s_packet_comes_in_as_the_slice_s(bed: Bed, famil
     assert bed.halves("-p", "udp") == [(XID_A, 0)]
 
 
-@FAMILIES
 def test_an_error_about_a_former_receiver_goes_out_as_the_receiver_s(bed: Bed, family):
     to = {"to": bed.here(family), "bind": bed.there(family), "from_port": 5555}
     with nflog.capture(bed.node) as log, counted(bed) as gained:
@@ -80,7 +75,6 @@ def test_an_error_about_a_former_receiver_goes_out_as_the_receiver_s(bed: Bed, f
     assert gained["out-conn"] >= 1
 
 
-@FAMILIES
 def test_an_error_about_a_tcp_connection_is_its_owner_s(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from module_bed import COPY, Bed, iptables, load
-from testbed import cgroup, net
-from testbed.poll import until
+from vnet.testing import cgroup, net
+from vnet.testing.poll import until
 
 from vnet import copyxid
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from module_bed import XID_A, XID_B, Bed
-from testbed import cgroup, net
-from testbed.poll import until
+from testbed import vm
 from vnet._abi import lib
+from vnet.testing import cgroup, net
+from vnet.testing.poll import until
 
 from vnet import copyxid, netlink
 
@@ -198,7 +199,8 @@ def test_ten_thousand_slices_are_listed_and_fit_two_megabytes(table, many):
     assert table.set_many(dict.fromkeys(many, XID_A)) == {}
     grown = _memory() - before
     assert set(table.table()) == set(many)
-    assert grown + buckets < 2_000_000
+    # KASAN and DEBUG_OBJECTS have their own part in each entry.
+    assert vm.DEBUG or grown + buckets < 2_000_000
     table.flush()
     assert table.table() == {}
 

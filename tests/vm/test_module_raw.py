@@ -5,16 +5,14 @@ import socket
 import pytest
 import rawpkt
 from module_bed import XID_A, XID_B, Bed, counted, marks
-from testbed import apps, nflog
-from testbed.poll import until
+from vnet.testing import apps, nflog
+from vnet.testing.poll import until
 
 pytest_plugins = ["module_fixtures"]
 pytestmark = pytest.mark.vm
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
-@FAMILIES
 def test_a_forged_packet_is_its_sender_s_and_the_connection_stays_its_owner_s(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,
@@ -35,7 +33,6 @@ def test_a_forged_packet_is_its_sender_s_and_the_connection_stays_its_owner_s(be
     assert "conflict" not in gained
 
 
-@FAMILIES
 def test_a_raw_answer_in_the_name_of_an_ordinary_socket_takes_nothing(bed: Bed, family):
     """The half is empty, since the node's own server has it, but it is not free."""
     with (
@@ -56,7 +53,6 @@ def test_a_raw_answer_in_the_name_of_an_ordinary_socket_takes_nothing(bed: Bed, 
     assert gained["intrusion"] == 1
 
 
-@FAMILIES
 def test_a_raw_answer_where_nobody_else_is_owns_its_end(bed: Bed, family):
     """A server of its own over raw sockets."""
     with nflog.capture(bed.node) as log, counted(bed) as gained:
@@ -72,7 +68,6 @@ def test_a_raw_answer_where_nobody_else_is_owns_its_end(bed: Bed, family):
     assert "intrusion" not in gained
 
 
-@FAMILIES
 def test_tcp_spoken_over_a_raw_socket_is_its_speaker_s_and_so_is_the_kernel_s_rst(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,

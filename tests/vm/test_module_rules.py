@@ -4,8 +4,8 @@ import socket
 
 import pytest
 from module_bed import COPY, XID_A, XID_B, Bed, both, counted, iptables, marks, python
-from testbed import apps, cgroup, net, nflog
-from testbed.poll import until
+from vnet.testing import apps, cgroup, net, nflog
+from vnet.testing.poll import until
 
 pytest_plugins = ["module_fixtures"]
 pytestmark = pytest.mark.vm

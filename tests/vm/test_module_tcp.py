@@ -1,25 +1,25 @@
 """Every packet of a TCP connection carries its owner, and the connection both."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import rawpkt
-from module_bed import XID_A, XID_B, Bed, counted, marks
-from testbed import apps, nflog
-from testbed.net import Namespace
-from testbed.poll import until
+from module_bed import XID_A, XID_B, Bed, counted, iptables, marks
+from vnet.testing import apps, nflog
+from vnet.testing.net import Namespace
+from vnet.testing.poll import until
 
 pytest_plugins = ["module_fixtures"]
 pytestmark = pytest.mark.vm
 TCP = socket.IPPROTO_TCP
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
 def flags_of(seen: list[nflog.Seen], hook: str) -> list[str]:
     return [s.tcp_flags for s in seen if s.prefix == hook and s.proto == TCP]
 
 
-@FAMILIES
 def test_a_client_owns_every_packet_from_syn_to_last_ack(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,
@@ -47,7 +47,6 @@ def _over(log: nflog.Capture) -> list[nflog.Seen]:
     return seen if both and seen[last + 1 :] else []
 
 
-@FAMILIES
 @pytest.mark.parametrize("wildcard", [False, True])
 def test_a_server_owns_every_packet_from_syn_to_last_ack(bed: Bed, family, wildcard):
     bind = {4: "0.0.0.0", 6: "::"}[family] if wildcard else bed.here(family)
@@ -80,7 +79,6 @@ def test_a_v6_socket_owns_its_v4_connections(bed: Bed):
         assert set(marks(seen, hook, proto=TCP)) == {XID_B}
 
 
-@FAMILIES
 def test_two_slices_of_one_host_each_own_their_end(bed: Bed, family):
     local = {4: "127.0.0.1", 6: "::1"}[family]
     with (
@@ -114,7 +112,6 @@ def test_the_node_s_own_connections_are_nobody_s(bed: Bed):
     assert not gained.keys() & {"out-socket", "in-socket", "in-lookup", "in-conn", "filled"}
 
 
-@FAMILIES
 def test_a_refused_connection_is_the_client_s_from_syn_to_rst(bed: Bed, family):
     with nflog.capture(bed.node) as log:
         _refused(bed.node, bed.there(family), bed.a)
@@ -122,7 +119,6 @@ def test_a_refused_connection_is_the_client_s_from_syn_to_rst(bed: Bed, family):
     assert [(s.tcp_flags, s.xid) for s in seen if s.proto == TCP] == [("S", XID_A), ("RA", XID_A)]
 
 
-@FAMILIES
 def test_the_rst_of_a_port_that_nobody_has_is_nobody_s(bed: Bed, family):
     with nflog.capture(bed.node) as log, counted(bed) as gained:
         _refused(bed.peer, bed.here(family), None)
@@ -142,7 +138,6 @@ def _refused(ns: Namespace, to: str, slice) -> None:
     assert done.stdout.strip() == "111"  # ECONNREFUSED
 
 
-@FAMILIES
 def test_a_rst_after_the_socket_is_gone_is_the_former_owner_s(bed: Bed, family):
     with nflog.capture(bed.node) as log:
         with (
@@ -168,7 +163,6 @@ def test_a_rst_after_the_socket_is_gone_is_the_former_owner_s(bed: Bed, family):
     assert gained["out-conn"] >= 1
 
 
-@FAMILIES
 def test_time_wait_answers_in_its_former_owner_s_name(bed: Bed, family):
     with (
         nflog.capture(bed.node) as log,
@@ -230,3 +224,68 @@ def test_a_new_connection_over_a_time_wait_is_the_listener_s_from_its_syn(bed: B
         seen = [s for s in log.seen()[before:] if s.proto == TCP]
     first = next(i for i, s in enumerate(seen) if s.tcp_flags == "S")
     assert {s.xid for s in seen[first:]} == {XID_B}
+
+
+@contextmanager
+def _no_end_is_heard(bed: Bed, family: int) -> Iterator[None]:
+    """Every reset is lost, on both sides, before connection tracking sees it."""
+    tool = "iptables-legacy" if family == 4 else "ip6tables-legacy"
+    lost = "OUTPUT -t raw -p tcp --tcp-flags RST RST -j DROP"
+    for ns in (bed.node, bed.peer):
+        iptables(ns, f"-A {lost}", tool)
+    yield
+    for ns in (bed.node, bed.peer):
+        iptables(ns, f"-D {lost}", tool)
+
+
+def _dies_unheard(bed: Bed, family: int, server: tuple, client: tuple) -> None:
+    """A connection that connection tracking goes on to hold for established."""
+    (server_ns, server_slice, at), (client_ns, client_slice, near) = server, client
+    with (
+        _no_end_is_heard(bed, family),
+        apps.start(
+            server_ns, "tcp-server", server_slice, bind=at, port=4323, request=10, close="rst"
+        ) as left,
+        apps.start(
+            client_ns, "tcp-client", client_slice, to=at, port=4323, bind=near, from_port=4322,
+            send=10, hold="sent", close="rst",
+        ) as right,
+    ):  # fmt: skip
+        left.event("flow")
+        right.go()
+        right.result()
+
+
+def _ends(bed: Bed, family: int, ours: str, slice) -> tuple[tuple, tuple]:
+    """(server, client): ours is the one or the other, the peer has the other end."""
+    here, there = (bed.node, slice, bed.here(family)), (bed.peer, None, bed.there(family))
+    return (here, there) if ours == "server" else (there, here)
+
+
+@pytest.mark.parametrize("ours", ["server", "client"])
+@pytest.mark.parametrize("successor", [XID_B, 0])
+def test_a_syn_on_an_entry_still_held_for_established_is_the_next_owner_s(
+    bed: Bed, family, ours, successor
+):
+    """Both ends of the former owner's are gone unheard; the same ports are used again."""
+    which = ("-p", "tcp", "-f", f"ipv{family}")
+    half = {"server": lambda xid: (0, xid), "client": lambda xid: (xid, 0)}[ours]
+    _dies_unheard(bed, family, *_ends(bed, family, ours, bed.a))
+    assert "ESTABLISHED" in bed.node.run("conntrack", "-L", *which).stdout
+    assert bed.halves(*which) == [half(XID_A)]
+    server, client = _ends(bed, family, ours, bed.b if successor else None)
+    with (
+        nflog.capture(bed.node) as log,
+        counted(bed) as gained,
+        apps.start(server[0], "tcp-server", server[1], bind=server[2], port=4323, reply=10),
+        apps.start(
+            client[0], "tcp-client", client[1], to=server[2], port=4323, bind=client[2],
+            from_port=4322, send=10,
+        ) as again,
+    ):  # fmt: skip
+        assert again.result()["received"] == 10
+        seen = [s for s in log.seen() if s.proto == TCP]
+    assert seen[0].tcp_flags == "S"
+    assert {s.xid for s in seen} == {successor}
+    assert gained["conflict"] == 1
+    assert bed.halves(*which) == [half(successor)]

@@ -1,14 +1,15 @@
 """UDP: who only receives, who sends, and ports that change hands."""
 
 import re
+import select
 import socket
 import subprocess
 import sys
 
 import pytest
 from module_bed import XID_A, XID_B, Bed, counted, iptables, marks, python
-from testbed import apps, nflog
-from testbed.poll import until
+from vnet.testing import apps, nflog
+from vnet.testing.poll import until
 
 pytest_plugins = ["module_fixtures"]
 pytestmark = pytest.mark.vm
@@ -16,7 +17,6 @@ UDP = socket.IPPROTO_UDP
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
-@FAMILIES
 @pytest.mark.parametrize("bound", ["address", "wildcard", "connected"])
 def test_a_socket_that_only_receives_owns_what_it_receives(bed: Bed, family, bound):
     options: dict[str, int | str] = {"bind": bed.here(family)}
@@ -37,9 +37,11 @@ def test_a_socket_that_only_receives_owns_what_it_receives(bed: Bed, family, bou
         seen = log.seen()
     assert marks(seen, "input", proto=UDP) == [XID_A] * 4
     assert bed.halves("-p", "udp", "-f", f"ipv{family}") == [(0, XID_A)]
-    # early demux finds connected sockets only; the rest is looked up
-    by = "in-socket" if bound == "connected" else "in-lookup"
-    assert (gained[by], gained["filled"]) == (4, 1)
+    # Early demux finds connected sockets only, and only the first of its slot in the hash
+    # table, which all namespaces share (__udp4_lib_demux_lookup); the rest is looked up.
+    demuxed = gained.get("in-socket", 0)
+    assert (demuxed + gained.get("in-lookup", 0), gained["filled"]) == (4, 1)
+    assert bound == "connected" or not demuxed
 
 
 def test_a_v6_wildcard_socket_owns_the_v4_it_receives(bed: Bed):
@@ -53,7 +55,6 @@ def test_a_v6_wildcard_socket_owns_the_v4_it_receives(bed: Bed):
     assert marks(seen, "input", proto=UDP) == [XID_A] * 2
 
 
-@FAMILIES
 @pytest.mark.parametrize("connected", [0, 1])
 def test_a_sender_owns_what_it_sends_and_the_answers(bed: Bed, family, connected):
     with (
@@ -71,7 +72,6 @@ def test_a_sender_owns_what_it_sends_and_the_answers(bed: Bed, family, connected
     assert bed.halves("-p", "udp") == [(XID_B, 0)]
 
 
-@FAMILIES
 def test_two_slices_of_one_host_each_own_their_end(bed: Bed, family):
     local = {4: "127.0.0.1", 6: "::1"}[family]
     with (
@@ -110,6 +110,7 @@ def test_a_port_that_changes_hands_ends_with_its_new_owner(bed: Bed, connected):
                     apps.start(bed.peer, "udp-send", count=2, **to),
                 ):
                     assert receiver.result()["packets"] == 2
+            until(lambda: select.select([events.stdout], [], [], 0)[0], what="an event")
             line = events.stdout.readline()
         finally:
             events.kill()

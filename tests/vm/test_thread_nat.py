@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from module_bed import load, xtables_libdir
 from netflowbed import accounting, collector, owners, sums
-from testbed import apps, cgroup, net
-from testbed.net import HERE
 from thread_bed import A, B, Thread
+from vnet.testing import apps, cgroup, net
+from vnet.testing.net import HERE
 from vnetbed import Node
 
 from vnet import copyxid, registry, sysctls

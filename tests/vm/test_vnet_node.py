@@ -2,28 +2,32 @@
 
 The eBPF node's own steps are tried on the host (tests/netns/test_vnet_bpf_node.py);
 here is what the module adds, the way from one data path to the other, and BPF LSM.
+A guest is slow: what is the same in both kernels takes turns in them, of the
+variants of iptables, and of the steps at which somebody is killed.
 """
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import vnetbed
-from testbed import cgroup, net
-from testbed.net import HERE
-from testbed.poll import until
+from testbed import vm
+from vnet.testing import cgroup, net
+from vnet.testing.net import HERE
+from vnet.testing.poll import until
+from vnetbed import watching
 
-from vnet import bpf, copyxid, guard, module, nftables, rules, status, steps, sysctls
+from vnet import bpf, copyxid, guard, iptables, module, nftables, rules, status, steps, sysctls
 from vnet import node as nodes
 
 pytestmark = pytest.mark.vm
-VARIANTS = pytest.mark.parametrize("variant", ["nft", "legacy"])
+
+TURN = vm.turn()
+VARIANT = ("nft", "legacy")[TURN]
 
 
 @pytest.fixture
@@ -66,12 +70,9 @@ def ping_marks(slice_: cgroup.Cgroup) -> set[int]:
     return {int(mark) for mark in re.findall(r"^icmp.* mark=(\d+)", listed, re.MULTILINE)}
 
 
-@VARIANTS
-def test_up_marks_status_is_whole_a_second_up_does_nothing_and_down_leaves_nothing(
-    node, slices, variant
-):
+def test_up_marks_status_is_whole_a_second_up_does_nothing_and_down_leaves_nothing(node, slices):
     before = node.fingerprint()
-    done = node.json("up", "--variant", variant)
+    done = node.json("up", "--variant", VARIANT)
     assert "loaded module xt_copyxid" in done["done"]
     assert (done["datapath"], done["why"]) == ("module", "the kernel module is loaded or can be")
     assert done["remarks"] == []  # packet sockets are guarded by BPF LSM
@@ -79,7 +80,7 @@ def test_up_marks_status_is_whole_a_second_up_does_nothing_and_down_leaves_nothi
     assert ping_marks(slices.a) == {256}
     assert ping_marks(slices.b) == {65535}
     seen = node.json("status")  # exits 0
-    assert (seen["up"], seen["whole"], seen["variant"]) == (True, True, variant), seen
+    assert (seen["up"], seen["whole"], seen["variant"]) == (True, True, VARIANT), seen
     assert (seen["datapath"], seen["packet_sockets"]) == ("module", "guarded")
     assert seen["counters"]["out-socket"] >= 4
     assert seen["rules"] == {"IPv4": True, "IPv6": True}
@@ -102,51 +103,58 @@ def glance(node: vnetbed.Node, variant: str) -> list[object]:
     return [kept, nftables.bases(4), nftables.bases(6), sysctls.read(), files, module.loaded()]
 
 
-STEPS = ["instance", "module", "table", "policy", "sysctls", "rules", "rules", "state"]
-EVERY = tuple(range(1, len(STEPS) + 1))
+STEPS = [
+    "registry", "instance", "module", "table", "policy", "sysctls", "rules", "rules", "state"
+]  # fmt: skip
+
+_BOTH = ((2, 4, 6, 8), (3, 5, 7, 9))[TURN]
+#: variant, whom, and before which step
+KILLED = [
+    *(("nft", "both", step) for step in _BOTH),
+    ("nft", "worker", (3, 4)[TURN]),
+    ("legacy", "both", (7, 8)[TURN]),
+]
 
 
 # What each process does when another is killed is the same on the host, where all are tried.
 @pytest.mark.limit(600)
-@pytest.mark.parametrize(
-    ("variant", "whom", "kills"),
-    [("nft", "both", EVERY), ("nft", "worker", (2, 3)), ("legacy", "both", (6, 7))],
-)
-def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node, variant, whom, kills):
+def test_an_up_killed_at_any_step_leaves_a_node_that_is_down(node):
     bpf.load(node.bpf_dir, lsm=True)  # once: it is what takes long in a guest
     before = node.fingerprint()
     (node.base / "run").mkdir()
-    seen = glance(node, variant)
-    for step in kills:
+    seen = {variant: glance(node, variant) for variant in ("nft", "legacy")}
+    for variant, whom, step in KILLED:
         vnetbed.killed(node, variant, step, whom)
-        if whom == "both":
-            until(lambda: not guard.busy(node.paths), what="the worker is dead too")
-            assert "killed half-way" in str(status.look(node.paths).differences)
-            assert steps.undo(node.paths)
-        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
-        assert glance(node, variant) == seen, f"killed at step {step} ({STEPS[step - 1]})"
+        undone(node, whom, step)
+        assert glance(node, variant) == seen[variant], f"killed at step {step} ({STEPS[step - 1]})"
     assert node.fingerprint() == before
-    assert vnetbed.killed(node, variant, len(STEPS) + 1, whom) == 0
+    assert vnetbed.killed(node, VARIANT, len(STEPS) + 1, "both") == 0
+
+
+def undone(node: vnetbed.Node, whom: str, step: int) -> None:
+    """By the guard; or by the next command, where both were killed."""
+    if whom == "both":
+        until(lambda: not guard.busy(node.paths), what="the worker is dead too")
+        assert "killed half-way" in str(status.look(node.paths).differences)
+        assert steps.undo(node.paths)
+    until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
 
 
 @pytest.mark.limit(600)
-@pytest.mark.parametrize("whom", ["guard", "both"])
-def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices, whom):
+def test_a_repair_killed_at_any_step_goes_back_to_what_was_there(node, slices):
     nodes.up(node.paths, "nft")
     with copyxid.connect() as kernel:
         kernel.delete_many([slices.a.id])
         kernel.set_many({slices.b.id: 7})
     HERE.run("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=0")
-    env = rules.environment()
+    env = iptables.environment()
     for tool in ("iptables-nft", "ip6tables-nft"):
         HERE.run(tool, "-t", "mangle", "-F", "VNET-POST", env=env)
     before = glance(node, "nft")
     for step in range(2, 6):  # table, sysctls, and the rules
+        whom = ("guard", "both")[(step + TURN) % 2]
         vnetbed.killed(node, "nft", step, whom)
-        if whom == "both":
-            until(lambda: not guard.busy(node.paths), what="the worker is dead too")
-            assert steps.undo(node.paths)
-        until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+        undone(node, whom, step)
         assert glance(node, "nft") == before
         assert table() == {slices.b.id: 7}
     nodes.up(node.paths)
@@ -183,7 +191,8 @@ def test_a_change_of_data_path_leaves_no_packet_unmarked_and_killed_leaves_the_o
         HERE.run("iptables-nft", "-t", "mangle", *rule.split(), mark)
 
     def counted() -> list[int]:
-        text = HERE.run("iptables-nft-save", "-c", "-t", "mangle", env=rules.environment()).stdout
+        env = iptables.environment()
+        text = HERE.run("iptables-nft-save", "-c", "-t", "mangle", env=env).stdout
         return [int(n) for n in re.findall(r"^\[(\d+):\d+\] -A POSTROUTING -p udp", text, re.M)]
 
     send = (
@@ -194,11 +203,11 @@ def test_a_change_of_data_path_leaves_no_packet_unmarked_and_killed_leaves_the_o
         try:
             until(lambda: counted()[1] > 20, 60, what="it sends")
             before = glance(node, "nft")[0]
-            for step in (2, 3):  # the rules of IPv4 are changed, and then those of IPv6
-                vnetbed.killed(node, "nft", step, "worker", "bpf")
-                until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
-                assert glance(node, "nft")[0] == before
-                assert status.look(node.paths).datapath == "module"
+            step = (2, 3)[TURN]  # the rules of IPv4 are changed, and then those of IPv6
+            vnetbed.killed(node, "nft", step, "worker", "bpf")
+            undone(node, "worker", step)
+            assert glance(node, "nft")[0] == before
+            assert status.look(node.paths).datapath == "module"
             for kind, loaded in (("bpf", False), ("module", True)):
                 assert nodes.up(node.paths, datapath=kind).datapath == kind
                 assert bound(slices.b) == "PermissionError"
@@ -248,10 +257,10 @@ def test_a_module_that_somebody_elses_rule_uses_stays_loaded(node):
     nodes.up(node.paths, "nft")
     rule = ("-t", "nat", "-A", "POSTROUTING", "-j", "MARK", "--copy-xid")
     with net.namespace() as other:
-        other.run("iptables-legacy", *rule, env=rules.environment())
+        other.run("iptables-legacy", *rule, env=iptables.environment())
         outcome = nodes.down(node.paths)
         assert "stays loaded" in outcome.remarks[0]
-        assert "--copy-xid" in other.run("iptables-legacy-save", env=rules.environment()).stdout
+        assert "--copy-xid" in other.run("iptables-legacy-save", env=iptables.environment()).stdout
     until(lambda: module.users() == 0, what="the namespace's rule is gone")
 
 
@@ -267,6 +276,7 @@ def test_in_another_namespace_up_refuses_and_leaves_nothing(node):
     assert not module.loaded()
 
 
+@pytest.mark.kernels("6.1")
 def test_up_and_down_need_no_more_than_the_units_capabilities(node):
     root = Path(__file__).resolve().parents[2]
     unit = (root / "systemd" / "vnet.service").read_text()
@@ -278,28 +288,6 @@ def test_up_and_down_need_no_more_than_the_units_capabilities(node):
         HERE.run(
             *limited, sys.executable, "-m", "vnet.cli", word, env=node.env | {"PYTHONPATH": path}
         )
-
-
-@contextmanager
-def watching(node: vnetbed.Node, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """``vnet watch``, ready."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-        ready.bind(str(node.base / "notify"))
-        ready.settimeout(120)
-        env = node.env | {
-            "NOTIFY_SOCKET": str(node.base / "notify"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
-        argv = (sys.executable, "-m", "vnet.cli", "watch", *options)
-        with HERE.popen(*argv, env=env, stderr=subprocess.PIPE) as process:
-            try:
-                assert ready.recv(100) == b"READY=1"
-                yield process
-                process.terminate()
-                assert process.wait(30) == 0
-            finally:
-                process.kill()
-    (node.base / "notify").unlink()
 
 
 def test_a_cgroup_made_again_keeps_its_slice_while_watched(node, slices):
@@ -359,6 +347,8 @@ def _slice(node, name, path, xid):
     )
 
 
+# Once: the kernels' part of it is in test_module_netlink.py.
+@pytest.mark.kernels("6.12")
 @pytest.mark.limit(600)
 def test_ten_thousand_slices(node):
     count = 10_000
