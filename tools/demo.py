@@ -296,7 +296,7 @@ def main() -> None:
             VNET_CONFIG_DIR=f"{files}/slices.d",
             VNET_STATE_DIR=f"{files}/state",
             VNET_RUN_DIR=f"{files}/run",
-            NETFLOW_STORE=f"{files}/flows.duckdb",
+            NETFLOW_STORE=f"{files}/records",
             NETFLOW_SOCKET=f"{files}/query.sock",
         )
         os.chdir(files)
