@@ -43,6 +43,8 @@ UPPER = 0x40000
 """A bit of the mark that is somebody else's."""
 SINK = 4999
 """A port of the peer at which nobody answers anybody."""
+_PORTS = range(10_000, 50_000)
+"""Ports of the peer for what does take part (World.dport)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Bed:
         here, there = (self.link.a4, self.link.b4) if family == 4 else (self.link.a6, self.link.b6)
         return World(
             *(family, here, there, self.mine[family], self.nowhere[family], self.link.a_if),
-            *(os.urandom(8), 10_000 + self.count % 40_000, SINK),
+            *(os.urandom(8), _PORTS[self.count % len(_PORTS)], SINK),
         )
 
     def port(self) -> int:
@@ -158,6 +160,8 @@ def canaries(paths: Paths) -> Iterator[Bed]:
             f"addr add {mine[6]}/64 dev {link.a_if} nodad preferred_lft 0\n",
         )
         peer.sysctl(net__ipv4__icmp_ratelimit=0, net__ipv6__icmp__ratelimit=0)
+        # None of the ports that World.dport gives, or one may still be in TIME_WAIT.
+        peer.sysctl(net__ipv4__ip_local_port_range=f"{_PORTS.stop} 60999")
         ports = spare.free_ports()
         near, far = enter(_capture(HERE, link, nowhere, box)), enter(_capture(peer))
         # Last, since it is what others see; and taken away first.
