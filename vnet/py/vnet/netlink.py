@@ -78,7 +78,9 @@ def notices(heard: socket.socket) -> Iterator[tuple[int, bytes] | None]:
             data = heard.recv(1 << 16)
         except BlockingIOError:
             return
-        except OSError:  # ENOBUFS
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
             yield None
             continue
         at = 0
