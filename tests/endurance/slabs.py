@@ -30,20 +30,30 @@ def accounted() -> tuple[int, int]:
     return waiting, sum(map(int, re.findall(r"^(\d+)$", text, re.M)))
 
 
+def processes() -> int:
+    """All there are, kernel threads and zombies, too."""
+    return sum(path.name.isdigit() for path in Path("/proc").iterdir())
+
+
 def objects() -> dict[str, int]:
     """Objects in use in each cache, exactly. Raises OSError where the kernel has no such cache.
 
     Of connections and of sockets in TIME_WAIT only what no namespace accounts
     for. In /sys, not in /proc/slabinfo: there a cache that shares its slabs
-    with others of one size (UDP does on many kernels) has no line of its own,
-    here it has the figure of all of them. A CPU's slab counts as full until it
+    with others of one size has no line of its own, here it has the figure of
+    all of them. UDP has, on 6.1, the size of what each process has one of
+    (signal_cache), of which a worker of the kernel's that has nothing to do
+    lives on for five minutes. A CPU's slab counts as full until it
     is given back, which is what shrinking does (mm/slub.c, __kmem_cache_shrink).
     """
     found = {}
+    shared = Path("/sys/kernel/slab/signal_cache").resolve()
     for name in CACHES:
         cache = Path("/sys/kernel/slab", name)
         (cache / "shrink").write_text("1")
         found[name] = int((cache / "objects").read_text().split()[0])
+        if cache.resolve() == shared:
+            found[name] -= processes()
     waiting, connections = accounted()
     found["nf_conntrack"] -= connections
     found["tw_sock_TCP"] += found.pop("tw_sock_TCPv6") - waiting
