@@ -185,7 +185,7 @@ def test_an_lxc_container_is_known_both_ways_by_its_veth(bed: Bed, lxc: lxcbed.C
             server.bind((out, TCP))
             server.listen()
             server.settimeout(60)
-            with lxc.popen("sh", "-c", f"echo hello | nc -w 1 {out} {TCP}") as sender:
+            with lxc.popen("sh", "-c", f"echo hello | nc -w 30 {out} {TCP}") as sender:
                 with server.accept()[0] as accepted:
                     assert accepted.recv(100) == b"hello\n"
                 assert sender.wait(60) == 0

@@ -59,7 +59,8 @@ class Collector:
 
     def cli(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a ``netflow`` command that asks it."""
-        return HERE.run(*NETFLOW, *argv, "--socket", str(self.socket), check=check)
+        words = (*NETFLOW, *argv, "--socket", str(self.socket))
+        return HERE.run(*words, check=check, timeout=240)
 
     def ask(self, limit: int = 0, **which: Any) -> tuple[list[dict[str, Any]], list[wire.Gap]]:
         """The records that match, as users see them, and the gaps."""

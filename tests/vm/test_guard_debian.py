@@ -28,6 +28,7 @@ def test_attempt(bed: Guarded, case: guard_attempts.Case, family: int):
     bed.check(case, family)
 
 
+@pytest.mark.limit(900)
 def test_in_observe_mode_every_attempt_succeeds_and_is_reported(bed: Guarded):
     guard_updates.nothing_is_refused_in_observe_mode(bed, ())
 

@@ -56,11 +56,8 @@ def resent(ns: Namespace) -> int:
     return int(dict(zip(names, values, strict=True))["RetransSegs"])
 
 
-@pytest.mark.limit(600)
-def test_two_slices_thousand_connections_are_each_their_own(plain_tcp: tuple[Thread, int]):
-    bed, family = plain_tcp
-    before = resent(HERE) + resent(bed.peer)
-    to = bed.there(family)
+def exchange(bed: Thread, to: str) -> tuple[dict[int, apps.App], list[dict[str, Any]]]:
+    """A thousand connections of each slice: who made them, and their records."""
     with ExitStack() as stack:
         server = stack.enter_context(
             apps.start(bed.peer, "tcp-server", bind=to, reply=REPLY, connections=2 * EACH)
@@ -79,9 +76,19 @@ def test_two_slices_thousand_connections_are_each_their_own(plain_tcp: tuple[Thr
             client.result(300)
         counted = server.result(120)
         assert counted["flows"] == 2 * EACH
-        records = bed.flows.recorded(dport=[server.port])
+        return clients, bed.flows.recorded(dport=[server.port])
 
-    assert resent(HERE) + resent(bed.peer) == before, "TCP sent again: sizes are not known"
+
+@pytest.mark.limit(1200)
+def test_two_slices_thousand_connections_are_each_their_own(plain_tcp: tuple[Thread, int]):
+    bed, family = plain_tcp
+    for _ in range(3):  # a SYN that waits for a second on a busy machine is sent again
+        before = resent(HERE) + resent(bed.peer)
+        clients, records = exchange(bed, bed.there(family))
+        if resent(HERE) + resent(bed.peer) == before:
+            break
+    else:
+        pytest.fail("each time TCP sent something again: sizes are not known")
     told = {
         flow["local"][1]: (xid, flow["sent"], flow["received"])
         for xid, client in clients.items()

@@ -137,7 +137,7 @@ def undone(node: vnetbed.Node, whom: str, step: int) -> None:
         until(lambda: not guard.busy(node.paths), what="the worker is dead too")
         assert "killed half-way" in str(status.look(node.paths).differences)
         assert steps.undo(node.paths)
-    until(lambda: not node.paths.journal.exists(), 30, f"step {step} is undone")
+    until(lambda: not node.paths.journal.exists(), 120, f"step {step} is undone")
 
 
 @pytest.mark.limit(600)
@@ -326,7 +326,7 @@ def test_the_id_of_a_cgroup_that_is_gone_leaves_the_table_in_the_end(node, slice
     with watching(node, "--linger", "0.01"):
         old = slices.b.id
         cgroup.remove(slices.b.path)
-        until(lambda: old not in table(), 30, what="the old id has left")
+        until(lambda: old not in table(), 120, what="the old id has left")
         assert table() == {slices.a.id: 256}
         slices.b.path.mkdir()
         until(lambda: table().get(slices.b.id) == 65535, what="the new id is in the table")
