@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import time_ns
+from time import monotonic, time_ns
 from typing import Any
 
 from vnet.testing.net import HERE, Namespace
-from vnet.testing.poll import until
+from vnet.testing.poll import PATIENCE, until
 
 from netflow import client, output, wire
 
@@ -27,9 +27,10 @@ def accounting(ns: Namespace, lasting: int = 0) -> None:
     """Switch on what the collector needs of connection tracking.
 
     ``lasting``: the seconds that it remembers a connection of which it sees nothing more,
-    else the kernel's 10 (reset) to 30 (UDP, pings): a slow machine needs as long to look.
+    else the kernel's 10 (reset) to 120 (TIME_WAIT): a slow machine needs as long to look.
     """
-    timeouts = ("udp_timeout", "icmp_timeout", "icmpv6_timeout", "tcp_timeout_close")
+    timeouts = ("udp_timeout", "icmp_timeout", "icmpv6_timeout", "tcp_timeout_close",
+                "tcp_timeout_time_wait")  # fmt: skip
     more = {f"net__netfilter__nf_conntrack_{name}": lasting for name in timeouts if lasting}
     ns.sysctl(
         net__netfilter__nf_conntrack_acct=1,
@@ -63,9 +64,16 @@ class Collector:
         return HERE.run(*words, check=check, timeout=240)
 
     def ask(self, limit: int = 0, **which: Any) -> tuple[list[dict[str, Any]], list[wire.Gap]]:
-        """The records that match, as users see them, and the gaps."""
-        rows, header = self._flows(limit, which)
-        return rows, header.gaps
+        """The records that match, as users see them, and the gaps.
+
+        Asks again while an answer falls short of now, as one may on a slow machine (and all do
+        that are asked of a full disk).
+        """
+        goal, deadline = which.get("until") or time_ns(), monotonic() + 20 * PATIENCE
+        while True:
+            rows, header = self._flows(limit, which)
+            if header.as_of >= goal or monotonic() > deadline or self.status()["full_since"]:
+                return rows, header.gaps
 
     def _flows(self, limit: int, which: dict[str, Any]) -> tuple[list[dict[str, Any]], wire.Header]:
         asked = wire.Flows(filter=wire.Filter(**which), limit=limit)
@@ -75,16 +83,6 @@ class Collector:
     def records(self, **which: Any) -> list[dict[str, Any]]:
         """The records that match."""
         return self.ask(**which)[0]
-
-    def recorded(self, **which: Any) -> list[dict[str, Any]]:
-        """The records that match, in an answer up to now: on a slow machine one may fall short."""
-        now = time_ns()
-
-        def upto_now() -> list[list[dict[str, Any]]]:
-            rows, header = self._flows(0, which)
-            return [rows] if header.as_of >= now else []
-
-        return until(upto_now, 240, "an answer up to now")[0]
 
     def top(self, **which: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
         """Sums by slice (or "xid N"), and the total."""

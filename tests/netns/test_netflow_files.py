@@ -68,10 +68,16 @@ def test_records_that_went_to_files_are_asked_for_like_others_and_counted_once(
     with collector(node, tmp_path, "--node", "alpha") as flows:
         assert sums(flows.records()) == counted(node)
         assert sums(flows.records(sport=[4000]))[0] == 12
-        status = flows.status()
-        assert status["records"] == status["hot"] + sum(f["records"] for f in files(flows))
-        table = flows.cli("history").stdout.splitlines()
-        assert len(table) == len(files(flows)) + 2
+
+        def steady():
+            """What is there, unless a file was made in between."""
+            before, status = files(flows), flows.status()
+            table = flows.cli("history").stdout.splitlines()
+            return (before, status, table) if files(flows) == before else None
+
+        found, status, table = until(steady)
+        assert status["records"] == status["hot"] + sum(f["records"] for f in found)
+        assert len(table) == len(found) + 2
         assert "alpha" in table[1]
 
 

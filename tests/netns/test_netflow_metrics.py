@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlencode
@@ -192,9 +193,9 @@ scrape_configs:
         process.wait(60)
 
 
-def evaluate(port, expression):
-    """What Prometheus makes of an expression now: (labels, value) of each series."""
-    query = urlencode({"query": expression})
+def evaluate(port, expression, at):
+    """What Prometheus makes of an expression at a time: (labels, value) of each series."""
+    query = urlencode({"query": expression, "time": at})
     with urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=60) as answer:
         found = json.load(answer)
     assert found["status"] == "success", found
@@ -208,16 +209,18 @@ def test_a_prometheus_server_scrapes_it_and_the_dashboard_has_data(flows, export
     shown = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())]
     with serving(tmp_path, flows.socket, *options), prometheus(tmp_path, listening) as server:
 
-        def answers():
+        def scraped():
+            """A moment after two scrapes, the last of which was answered in time."""
+            at = f"{time.time():.3f}"
             with suppress(OSError):
-                return evaluate(server, "rate(netflow_cpu_seconds_total[1m])")
-            return []
+                two = evaluate(server, "rate(netflow_cpu_seconds_total[1m])", at)
+                return at if two and evaluate(server, "up == 1", at) else None
+            return None
 
-        until(answers, what="two scrapes")
-        assert [value for _, value in evaluate(server, "up")] == [1]
+        at = until(scraped, what="two scrapes")
         found = {
             (labels["slice"], labels["direction"]): value
-            for labels, value in evaluate(server, "netflow_slice_flows_total")
+            for labels, value in evaluate(server, "netflow_slice_flows_total", at)
         }
         assert (found["mine", "out"], found["yours", "in"]) == (2, 1)
         values = {"$instance": ".*", "$slice": ".*", "$__rate_interval": "1m"}
@@ -226,7 +229,7 @@ def test_a_prometheus_server_scrapes_it_and_the_dashboard_has_data(flows, export
             for name, value in values.items():
                 expression = expression.replace(name, value)
             assert "$" not in expression
-            if not evaluate(server, expression):
+            if not evaluate(server, expression, at):
                 empty |= set(NAME.findall(expression))
         # This node has no guard, and its disk has room.
         assert empty == {"vnet_refusals_total", "vnet_observed_total",

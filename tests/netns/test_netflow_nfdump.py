@@ -113,6 +113,10 @@ for line in sys.stdin:
 """
 
 
+_FIT = 100
+"""Datagrams that a socket of Debian's net.core.rmem_max holds."""
+
+
 class Nfdump:
     """nfcapd's files of the flows."""
 
@@ -126,9 +130,11 @@ class Nfdump:
             daemon = ns.popen(*words, stdout=log, stderr=log)
             try:
                 until(lambda: udp_buffer(ns) is not None, what="nfcapd to listen")
-                packets = "".join(f"{d.hex()}\n" for d in datagrams(rows, T0 // 10**9))
-                ns.run("python3", "-c", SENDER, str(PORT), input=packets)
-                until(lambda: udp_buffer(ns) == 0, what="nfcapd to read all")
+                packets = [f"{d.hex()}\n" for d in datagrams(rows, T0 // 10**9)]
+                for at in range(0, len(packets), _FIT):
+                    part = "".join(packets[at : at + _FIT])
+                    ns.run("python3", "-c", SENDER, str(PORT), input=part)
+                    until(lambda: udp_buffer(ns) == 0, what="nfcapd to read all")
             finally:
                 daemon.send_signal(signal.SIGTERM)
                 daemon.wait(60)

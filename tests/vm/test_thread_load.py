@@ -76,7 +76,7 @@ def exchange(bed: Thread, to: str) -> tuple[dict[int, apps.App], list[dict[str, 
             client.result(300)
         counted = server.result(120)
         assert counted["flows"] == 2 * EACH
-        return clients, bed.flows.recorded(dport=[server.port])
+        return clients, bed.flows.records(dport=[server.port])
 
 
 @pytest.mark.limit(1200)
