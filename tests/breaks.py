@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,10 +50,10 @@ def every(paths: Paths) -> list[Break]:
     assert now
     instance = Path(now.instance)
     return [
-        *_links(instance, now.packet_sockets == "guarded"),
+        *_links(paths, instance, now.packet_sockets == "guarded"),
         *_rules(paths, now, instance),
         *_sysctls(),
-        *_policy(instance),
+        *_policy(paths, instance),
         *(_module() if now.datapath == "module" else []),
         *_filters(instance),
         Break("watch", lambda: watch_stopped(paths)),
@@ -68,29 +68,32 @@ def programs(lsm: bool) -> list[bpfobjects.Program]:
     return [each for name in bpfobjects.names(lsm) for each in bpfobjects.programs(name)]
 
 
-def _links(instance: Path, lsm: bool) -> list[Break]:
+def _links(paths: Paths, instance: Path, lsm: bool) -> list[Break]:
     return [
-        Break(f"link {each.name}", lambda each=each: _unlinked(instance, each, lsm))
+        Break(f"link {each.name}", lambda each=each: _unlinked(paths, instance, each, lsm))
         for each in programs(lsm)
         if each.attached
     ]
 
 
 @contextmanager
-def _unlinked(instance: Path, each: bpfobjects.Program, lsm: bool) -> Iterator[None]:
+def _unlinked(paths: Paths, instance: Path, each: bpfobjects.Program, lsm: bool) -> Iterator[None]:
     path = instance / "links" / each.name
-    fd = lib.bpf_obj_get(os.fsencode(path))
-    assert fd >= 0
-    path.unlink()
-    lib.bpf_link_detach(fd)  # not of an LSM program (EOPNOTSUPP): that goes with its descriptor
-    os.close(fd)
+    # `vnet watch` attaches one of them itself, once it has seen to older sockets.
+    with guard.lock(paths):
+        fd = lib.bpf_obj_get(os.fsencode(path))
+        assert fd >= 0
+        path.unlink()
+        lib.bpf_link_detach(fd)  # not of an LSM program (EOPNOTSUPP): that goes with its descriptor
+        os.close(fd)
     try:
         yield
     finally:
-        if each.name == bpf.HEARING:  # not an attachment that is always there
-            bpf.guard_hearing(instance, True)
-        bpf._attach(instance, lsm)
-        assert bpf.healthy(instance, lsm) == []
+        with guard.lock(paths):
+            if each.name == bpf.HEARING:  # not an attachment that is always there
+                bpf.guard_hearing(instance, True)
+            bpf._attach(instance, lsm)
+            assert bpf.healthy(instance, lsm) == []
 
 
 # -- rules ----------------------------------------------------------------------
@@ -196,17 +199,20 @@ def _nothing_reserved() -> Iterator[None]:
 # -- policy -----------------------------------------------------------------------
 
 
-def _policy(instance: Path) -> list[Break]:
+def _policy(paths: Paths, instance: Path) -> list[Break]:
     empty = policy.Policy()
     fields = ("slices", "grants", "ports", "addresses")
     found = [
-        Break(f"policy {name}", lambda name=name: _other(instance, {name: getattr(empty, name)}))
+        Break(
+            f"policy {name}",
+            lambda name=name: _other(paths, instance, {name: getattr(empty, name)}),
+        )
         for name in fields
     ]
     return [
         *found,
-        Break("policy observe", lambda: _other(instance, {"observe": True})),
-        Break("policy levels", lambda: _not_looked_for(instance)),
+        Break("policy observe", lambda: _other(paths, instance, {"observe": True})),
+        Break("policy levels", lambda: _not_looked_for(paths, instance)),
     ]
 
 
@@ -221,29 +227,32 @@ def set_facts(instance: Path, **change: int) -> None:
 
 
 @contextmanager
-def _not_looked_for(instance: Path) -> Iterator[None]:
+def _not_looked_for(paths: Paths, instance: Path) -> Iterator[None]:
     """The tables are whole, and no program looks for anybody's slice in them."""
-    set_facts(instance, levels=0)
-    with policy._maps(instance) as maps:
+    with guard.lock(paths), policy._maps(instance) as maps:
+        set_facts(instance, levels=0)
         owners.fill(maps.directory, maps.control().generation, {})
     try:
         yield
     finally:
-        policy.write(instance, policy.read(instance))
+        with guard.lock(paths):
+            policy.write(instance, policy.read(instance))
 
 
 @contextmanager
-def _other(instance: Path, change: dict[str, object]) -> Iterator[None]:
-    before = policy.read(instance)
-    policy.write(instance, replace(before, **change))
+def _other(paths: Paths, instance: Path, change: dict[str, object]) -> Iterator[None]:
+    with guard.lock(paths):
+        before = policy.read(instance)
+        policy.write(instance, replace(before, **change))
     try:
         yield
     finally:
-        now = policy.read(instance)
-        back = {name: getattr(before, name) for name in change}
-        if "slices" in change:  # a cgroup may have been made again meanwhile
-            back["slices"] = before.slices | now.slices
-        policy.write(instance, replace(now, **back))
+        with guard.lock(paths):
+            now = policy.read(instance)
+            back = {name: getattr(before, name) for name in change}
+            if "slices" in change:  # a cgroup may have been made again meanwhile
+                back["slices"] = before.slices | now.slices
+            policy.write(instance, replace(now, **back))
 
 
 def _module() -> list[Break]:
@@ -299,12 +308,14 @@ def watch_stopped(paths: Paths) -> Iterator[None]:
         ["pgrep", "-f", f"{paths.run_dir} .* watch$"], capture_output=True, text=True, check=True
     ).stdout.split()
     for pid in found:
-        os.kill(int(pid), signal.SIGSTOP)
+        with suppress(ProcessLookupError):  # a child of its own that has ended
+            os.kill(int(pid), signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in found:
-            os.kill(int(pid), signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGCONT)
 
 
 # -- what the checker says ----------------------------------------------------------

@@ -74,7 +74,9 @@ def echoes(t: Trial) -> None:
             w = t.world
             with t.attempt(role, tried), t.watching() as seen:
                 data = echo(w, number=w.dport).hex()
-                t.does(role, [["socket", w.af, kind, w.icmp],
+                # Else the kernel counts, up to what a raw socket has just had.
+                bind = [["bind", w.here, w.dport]] if kind == "SOCK_DGRAM" else []
+                t.does(role, [["socket", w.af, kind, w.icmp], *bind,
                               ["send", data, w.there, 0], ["receive", w.token.hex()]])  # fmt: skip
                 mine = [p for p in seen() if w.token in p.payload]
                 t.owned(role, tried, mine, _OUT, role)
