@@ -136,10 +136,12 @@ def masqueraded_for_others(bed: Bed, family: int) -> None:
             bind=bed.there(family),
             count=2,
             expect=2,
+            again=1,  # a busy guest has lost both, twice in some twenty runs
         ) as client,
     ):
-        assert client.result()["replies"] == 2
+        done = client.result()
         seen = of_port(log, far.port)
+        assert done["replies"] == 2, (done, seen)
         [record] = bed.records(dport=[far.port])
     assert set(at(seen, "postrouting")) == {0}
     assert "input" not in marks(seen)

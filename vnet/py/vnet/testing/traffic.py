@@ -21,7 +21,8 @@ udp-recv     bind, port=0, count=0 (stop after so many; 0: at end of input),
              reply=0|1 (send each datagram back), to and to_port (connect first)
 udp-send     to, port, count=1, size=100, connected=0|1, bind and from_port,
              expect=0 (replies to wait for), refusals=0 (port unreachables to
-             wait for), hold=1 (wait for a line before sending)
+             wait for), hold=1 (wait for a line before sending), again=0 (seconds
+             without a reply after which to send one more)
 """
 
 import errno
@@ -334,6 +335,7 @@ def udp_send(options: Options) -> None:
     replies = received = 0
     sock.settimeout(0.2)
     give_up = time.monotonic() + PATIENCE
+    again, waited = options.get("again", 0), 0.0
     while replies < options.get("expect", 0) or refused < options.get("refusals", 0):
         try:
             received += len(sock.recv(65536))
@@ -343,6 +345,9 @@ def udp_send(options: Options) -> None:
         except TimeoutError:
             if time.monotonic() > give_up:
                 break
+            waited += 0.2
+            if again and waited >= again:
+                sent, waited = sent + sock.sendto(data, target) // len(data), 0.0
     say(
         "done",
         local=sock.getsockname()[:2],
