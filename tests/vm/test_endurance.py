@@ -14,6 +14,7 @@ from endurance import bed as beds
 from endurance import slabs
 from module_bed import COPY, iptables
 from testbed import vm
+from vnet.testing import net
 from vnet.testing.net import HERE, Namespace
 from vnet.testing.poll import until
 
@@ -117,6 +118,14 @@ def test_flows_while_rules_module_table_and_namespaces_come_and_go(slices, tmp_p
                     if long:
                         until(lambda: not bed.waiting(), 100, "no TIME_WAIT left")
                     beds.gone(bed.ns)
+                    # The kernel frees the memory of one when it takes down the next
+                    # (net_complete_free() in net/core/net_namespace.c): the last one's stays.
+                    with net.namespace("last"):
+                        pass
+                    until(
+                        lambda: slabs.objects()["net_namespace"] <= before["net_namespace"] + 1,
+                        what="no namespace more than the last one",
+                    )
                     after = slabs.settled(before)
                 made, seconds = bed.made, round(time.monotonic() - began)
         finally:
