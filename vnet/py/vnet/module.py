@@ -39,7 +39,7 @@ def load() -> None:
         raise _explain(done.stderr)
 
 
-def unload(seconds: float = 10.0) -> bool:
+def unload(seconds: float = 3.0) -> bool:
     """Unload it if nothing uses it; False: something does.
 
     nf_tables gives a deleted rule's reference back from a work queue
