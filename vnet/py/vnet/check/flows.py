@@ -42,6 +42,11 @@ class Flow:
         return ("-p", name, *ends, "--sport", str(self.sport), "--dport", str(self.dport))
 
 
+def owners_are(t: Trial, role: str, tried: str, flow: Flow, expected: tuple[int, int]) -> None:
+    """The originator's and the responder's, as the connection's mark says."""
+    t.equal(role, tried, expected, t.halves(flow.words))
+
+
 def _flow(proto: int, seen: Sequence[Seen], port: int) -> Flow:
     mine = [p for p in seen if port in (p.sport, p.dport) and p.proto == proto]
     if not mine:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vnet.check import attribution, granted, guarding, lasting, outside, passing, traces
+from vnet.check import attribution, granted, guarding, handover, lasting, outside, passing, traces
 from vnet.check.bed import Bed, canaries
 from vnet.check.facts import LACKING, ROLES, Outcome, Property, Report
 from vnet.check.trial import Trial
@@ -13,7 +13,8 @@ from vnet.errors import UsageError
 from vnet.paths import Paths
 
 PROPERTIES: tuple[Property, ...] = (
-    *(*granted.PROPERTIES, *guarding.PROPERTIES, *attribution.PROPERTIES),
+    *(*granted.PROPERTIES, *guarding.PROPERTIES),
+    *(*attribution.PROPERTIES, *handover.PROPERTIES),
     *(*passing.PROPERTIES, *lasting.PROPERTIES),
     traces.AS_BEFORE,
 )
