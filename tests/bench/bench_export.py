@@ -29,11 +29,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import synthetic
-from bench_ingest import own_namespace, waiting
+from bench_ingest import own_namespace
+from netflowbed import unread
 
 from netflow import client, history, store
 from netflow.history import archive
@@ -176,13 +178,13 @@ def over_udp(records: int) -> dict[str, Any]:
         words = ["nfcapd", "-w", files, "-b", "127.0.0.1", "-p", "9995", "-t", "3600"]
         with collector(where) as flows:
             peer = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while waiting(9995)[0] < 0:
+            while unread(9995)[0] < 0:
                 assert peer.poll() is None
                 time.sleep(0.01)
             made = exported(where, flows, "udp, to nfcapd", "--to", "127.0.0.1:9995")
-            while waiting(9995)[0] > 0:
+            while unread(9995)[0] > 0:
                 time.sleep(0.01)
-            made["lost"] = waiting(9995)[1]
+            made["lost"] = unread(9995)[1]
             made["nfcapd"] = used(peer.pid)
             peer.terminate()
             peer.wait()

@@ -42,7 +42,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 import duckdb  # noqa: E402
 import numpy as np  # noqa: E402
 from bench import synthetic  # noqa: E402
-from bench.bench_ingest import waiting  # noqa: E402
+from netflowbed import unread  # noqa: E402
 
 from netflow.when import HOUR, SECOND  # noqa: E402
 from vnet import registry  # noqa: E402
@@ -306,7 +306,7 @@ def fill_nfcapd(where: Path, files: Sequence[Path]) -> int:
         words = ["nfcapd", "-w", into, "-b", "127.0.0.1", "-p", str(PORT), "-t", "3600"]
         with (where.parent / "nfcapd.log").open("a") as log:
             daemon = subprocess.Popen(words, stdout=log, stderr=log)
-        while waiting(PORT)[0] < 0:
+        while unread(PORT)[0] < 0:
             assert daemon.poll() is None, (where.parent / "nfcapd.log").read_text()
             time.sleep(0.01)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
@@ -316,11 +316,11 @@ def fill_nfcapd(where: Path, files: Sequence[Path]) -> int:
                 data = records[first : first + 28].tobytes()
                 link.send(message(struct.pack("!HH", 256, 4 + len(data)) + data, first))
                 if first % (28 * 16) == 0:
-                    while waiting(PORT)[0] > 100_000:
+                    while unread(PORT)[0] > 100_000:
                         time.sleep(0.0002)
-        while waiting(PORT)[0] > 0:
+        while unread(PORT)[0] > 0:
             time.sleep(0.002)
-        assert not waiting(PORT)[1], "nfcapd lost datagrams"
+        assert not unread(PORT)[1], "nfcapd lost datagrams"
         daemon.terminate()
         daemon.wait()
         taken += len(records)

@@ -36,10 +36,12 @@ from functools import partial
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from ingest_follow import Follower, following
+from netflowbed import unread
 
 from netflow import clock, ct, estimate, feed, node, store, writer
 from netflow.fresh import Fresh
@@ -271,15 +273,6 @@ def from_decoded(where: Path, flows: int, followed: bool = False, pace: int = 0)
     return made
 
 
-def waiting(port: int) -> tuple[int, int]:
-    """Bytes in a UDP socket's receive buffer, and datagrams it has dropped: /proc/net/udp."""
-    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
-        words = line.split()
-        if int(words[1].split(":")[1], 16) == port:
-            return int(words[4].split(":")[1], 16), int(words[12])
-    return -1, 0
-
-
 def from_netflow(where: Path, flows: int) -> Figure:
     """nfcapd, and nfdump's count of what it stored."""
     lib, port = library(where), 9995
@@ -289,7 +282,7 @@ def from_netflow(where: Path, flows: int) -> Figure:
     words = ["nfcapd", "-w", files, "-b", "127.0.0.1", "-p", str(port), "-t", "3600"]
     with (where / "nfcapd.log").open("w") as log:
         daemon = subprocess.Popen(words, stdout=log, stderr=log)
-    while waiting(port)[0] < 0:
+    while unread(port)[0] < 0:
         assert daemon.poll() is None, (where / "nfcapd.log").read_text()
         time.sleep(0.01)
     link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -299,11 +292,11 @@ def from_netflow(where: Path, flows: int) -> Figure:
         lib.ingest_netflow(
             link.fileno(), ctypes.c_uint64(first), min(250, flows - first), ctypes.byref(seq)
         )
-        while waiting(port)[0] > 100_000:
+        while unread(port)[0] > 100_000:
             time.sleep(0.0001)
-    while waiting(port)[0] > 0:
+    while unread(port)[0] > 0:
         time.sleep(0.0005)
-    lost = waiting(port)[1]
+    lost = unread(port)[1]
     daemon.terminate()
     daemon.wait()
     seconds = time.monotonic() - began

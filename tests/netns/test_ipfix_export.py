@@ -13,7 +13,7 @@ from time import time_ns
 
 import pytest
 from ipfixbed import expected, facts, leave, number, receiver, some_rows
-from netflowbed import NETFLOW, accounting, as_uid, collector, connmark, spread, sums
+from netflowbed import NETFLOW, accounting, as_uid, collector, connmark, spread, sums, unread
 from storebed import T0, put
 from vnet.testing.apps import start
 from vnet.testing.net import HERE
@@ -230,15 +230,6 @@ def free_port():
         return one.getsockname()[1]
 
 
-def waiting(port):
-    """Bytes that nobody has read at a UDP port of 127.0.0.1; None where nobody listens."""
-    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[1].endswith(f":{port:04X}"):
-            return int(words[4].split(":")[1], 16)
-    return None
-
-
 @contextmanager
 def daemon(base, port, *argv):
     """A receiver over UDP, once its port is bound."""
@@ -247,7 +238,7 @@ def daemon(base, port, *argv):
 
     def bound():
         assert process.poll() is None, (base / f"{argv[0]}.log").read_text()
-        return waiting(port) is not None
+        return unread(port)[0] >= 0
 
     try:
         until(bound, what=f"{argv[0]} listens")
@@ -276,7 +267,7 @@ def test_nfcapd_and_nfacctd_count_the_same(node, tmp_path):
             with daemon(tmp_path, port, *words, "-t", "3600") as nfcapd:
                 place = str(tmp_path / f"at-nfcapd{len(options)}")
                 once(flows, port, "--position", place, *options)
-                until(lambda port=port: waiting(port) == 0, what="nfcapd has read all")
+                until(lambda port=port: unread(port)[0] == 0, what="nfcapd has read all")
                 log = tmp_path / "nfcapd.log"
                 nfcapd.terminate()
                 nfcapd.wait(60)

@@ -9,6 +9,7 @@ from contextlib import closing
 from ipaddress import ip_address
 
 import pytest
+from netflowbed import unread
 from storebed import T0, flow, put, tenures
 from vnet.testing.poll import until
 
@@ -94,14 +95,11 @@ def datagrams(rows, now):
         yield struct.pack("!HHIIII", 9, count, UPTIME, now, sequence, 1) + body
 
 
-def udp_buffer(ns):
-    """Bytes that wait in the collector's receive buffer; None before it listens."""
-    for line in ns.run("cat", "/proc/net/udp").stdout.splitlines()[1:]:
-        words = line.split()
-        if int(words[1].split(":")[1], 16) == PORT:
-            assert int(words[12]) == 0, "nfcapd lost datagrams"
-            return int(words[4].split(":")[1], 16)
-    return None
+def waiting(ns):
+    """Bytes that nfcapd has not read; -1 before it listens."""
+    left, lost = unread(PORT, ns)
+    assert lost == 0, "nfcapd lost datagrams"
+    return left
 
 
 SENDER = """
@@ -129,12 +127,12 @@ class Nfdump:
                      "-B", "4000000")  # fmt: skip
             daemon = ns.popen(*words, stdout=log, stderr=log)
             try:
-                until(lambda: udp_buffer(ns) is not None, what="nfcapd to listen")
+                until(lambda: waiting(ns) >= 0, what="nfcapd to listen")
                 packets = [f"{d.hex()}\n" for d in datagrams(rows, T0 // 10**9)]
                 for at in range(0, len(packets), _FIT):
                     part = "".join(packets[at : at + _FIT])
                     ns.run("python3", "-c", SENDER, str(PORT), input=part)
-                    until(lambda: udp_buffer(ns) == 0, what="nfcapd to read all")
+                    until(lambda: waiting(ns) == 0, what="nfcapd to read all")
             finally:
                 daemon.send_signal(signal.SIGTERM)
                 daemon.wait(60)

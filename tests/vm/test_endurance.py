@@ -83,13 +83,17 @@ def test_flows_while_rules_module_table_and_namespaces_come_and_go(slices, tmp_p
         try:
             with beds.bed(node, slices.a, slices.b, up, counters) as bed:
                 each = max(60, FLOWS // 30)
-                with bed.lap("calm"):
-                    beds.calm(bed, each)
-                with bed.lap("drain"):
-                    bed.drained()
-                    if long:
-                        until(lambda: not bed.waiting(), 100, "no TIME_WAIT left")
-                    before = slabs.objects()
+
+                def calm() -> None:
+                    with bed.lap("calm"):
+                        beds.calm(bed, each)
+                    with bed.lap("drain"):
+                        bed.drained()
+                        if long:
+                            until(lambda: not bed.waiting(), 100, "no TIME_WAIT left")
+
+                calm()
+                before = slabs.objects()
                 turn = 0
                 while True:
                     with ExitStack() as stack:
@@ -111,12 +115,8 @@ def test_flows_while_rules_module_table_and_namespaces_come_and_go(slices, tmp_p
                 # While no rule asks for it connection tracking is off: what ends then it
                 # takes for open, for days, with its owners, also when the ports come again.
                 bed.drained()
-                with bed.lap("calm"):
-                    beds.calm(bed, each)
+                calm()
                 with bed.lap("drain"):
-                    bed.drained()
-                    if long:
-                        until(lambda: not bed.waiting(), 100, "no TIME_WAIT left")
                     beds.gone(bed.ns)
                     # The kernel frees the memory of one when it takes down the next
                     # (net_complete_free() in net/core/net_namespace.c): the last one's stays.

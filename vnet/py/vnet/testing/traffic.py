@@ -347,7 +347,8 @@ def udp_send(options: Options) -> None:
                 break
             waited += 0.2
             if again and waited >= again:
-                sent, waited = sent + sock.sendto(data, target) // len(data), 0.0
+                sock.sendto(data, target)
+                sent, waited = sent + 1, 0.0
     say(
         "done",
         local=sock.getsockname()[:2],
