@@ -115,6 +115,24 @@ def test_udp_counts_and_replies(peers, address, connected):
         assert receiver.result()["received"] == 6000
 
 
+def test_a_server_has_a_port_that_no_program_had_before(ns):
+    """By its port it is looked for among records that stay."""
+    ns.sysctl(net__ipv4__ip_local_port_range="61000 61015")
+    had = []
+    for _ in range(8):
+        with apps.start(ns, "udp-recv", bind="127.0.0.1") as receiver:
+            had.append(receiver.port)
+    assert len(set(had)) == 8
+    assert set(had) <= set(range(61000, 61016))
+
+
+def test_a_server_takes_a_port_again_where_there_is_no_other(ns):
+    ns.sysctl(net__ipv4__ip_local_port_range="61016 61017")
+    for _ in range(3):
+        with apps.start(ns, "udp-recv", bind="127.0.0.1") as receiver:
+            assert receiver.port in (61016, 61017)
+
+
 def test_udp_to_a_closed_port_is_refused(peers, address):
     with apps.start(peers.node, "udp-send", to=address, port=9, refusals=1) as sender:
         assert sender.result()["refused"] == 1
