@@ -26,6 +26,7 @@ from vnet import (
     containers,
     copyxid,
     datapath,
+    eventlog,
     guard,
     iptables,
     owners,
@@ -57,6 +58,7 @@ def every(paths: Paths) -> list[Break]:
         *(_module() if now.datapath == "module" else []),
         *_filters(instance),
         Break("watch", lambda: watch_stopped(paths)),
+        Break("log of events", lambda: _log_not_written(paths)),
     ]
 
 
@@ -316,6 +318,19 @@ def watch_stopped(paths: Paths) -> Iterator[None]:
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGCONT)
+
+
+@contextmanager
+def _log_not_written(paths: Paths) -> Iterator[None]:
+    """What is in it can still be read."""
+    log = eventlog.path(paths)
+    log.touch()
+    _run("mount", "--bind", str(log), str(log))
+    try:
+        _run("mount", "-o", "remount,bind,ro", str(log))
+        yield
+    finally:
+        _run("umount", str(log))
 
 
 # -- what the checker says ----------------------------------------------------------

@@ -141,6 +141,7 @@ EXPECTED: dict[str, set[str]] = {
     "filter vnet_from_veth": {"containers"},
     "filter vnet_to_veth": {"containers"},
     "watch": {"restart"},
+    "log of events": {"refusals-reported"},
 }  # fmt: skip
 
 # They are in the table, and nobody looks for them.
