@@ -81,7 +81,7 @@ class Node:
 
     def vnet(self, *argv, check=True, path=None, timeout=240):
         """Run the command ``vnet``; ``path``: a directory whose tools come first."""
-        return self._python("vnet.cli", argv, check, path, timeout)
+        return self.python("-m", "vnet.cli", *argv, check=check, path=path, timeout=timeout)
 
     def json(self, *argv, check=True):
         """Run ``vnet ... --json`` and return what it printed."""
@@ -89,16 +89,15 @@ class Node:
 
     def rules_up(self, variant, check=True, path=None):
         """``vnet up`` without the module: see this file's head."""
-        return self._python("vnetbed", ["up", variant], check, path, 240)
+        return self.python("-m", "vnetbed", "up", variant, check=check, path=path)
 
-    def _python(self, module, argv, check, path, timeout):
+    def python(self, *argv, check=True, path=None, timeout=240):
+        """Run Python here, with this node's directories."""
         env = dict(self.env, PATH=os.environ["PATH"])
         env["PYTHONPATH"] = os.pathsep.join([str(PY), *sys.path])
         if path:
             env["PATH"] = f"{path}:{env['PATH']}"
-        return self.ns.run(
-            sys.executable, "-m", module, *argv, check=check, env=env, timeout=timeout
-        )
+        return self.ns.run(sys.executable, *argv, check=check, env=env, timeout=timeout)
 
     def slices(self, **cgroups):
         """Write slices.toml: name=cgroup path, or name=(path, xid)."""

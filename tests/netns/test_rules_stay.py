@@ -10,7 +10,7 @@ import vnetbed
 from vnet.testing.poll import PATIENCE, until
 from vnetbed import watching
 
-from vnet import bpf, state
+from vnet import bpf, datapath, state
 
 pytestmark = [
     pytest.mark.netns,
@@ -26,6 +26,9 @@ THEIRS = """table inet theirs {
     }
 }
 """
+
+#: saves the sender for the other direction
+OTHER = f"{datapath._REPLY} {datapath._SAVE_LOW}".split()
 
 
 @pytest.fixture
@@ -91,6 +94,33 @@ def test_legacy_tables_that_tell_nobody_are_looked_at(node, slices):
         until(lambda: node.json("status", check=False)["whole"], what="the command has ended")
         node.vnet("down")
         assert "(legacy): POSTROUTING does not jump to VNET-POST" in said(process)
+
+
+#: looks three times; between the first two a rule is replaced, before the third time passes
+LOOKS = """
+import subprocess, sys
+import vnetbed
+from vnet import upkeep
+paths = vnetbed.paths_from_env()
+kept = upkeep.Upkeep(upkeep.listen())
+upkeep.tend(kept, paths)
+assert kept.whole
+subprocess.run(sys.argv[1:], check=True)
+for later in (0, upkeep._READ_EVERY):
+    kept.due, kept.read = 0.0, kept.read - later
+    print("look", file=sys.stderr)
+    upkeep.tend(kept, paths)
+"""
+
+
+def test_a_legacy_rule_in_the_place_of_another_of_its_length_is_found_when_they_are_read(node):
+    node.vnet("up", "--variant", "legacy")
+    replaced = ("iptables-legacy", "-t", "mangle", "-R", "VNET-SAVE", "2", *OTHER)
+    done = node.python("-c", LOOKS, *replaced)
+    first, second = done.stderr.split("look\n")[1:]
+    assert not first
+    assert "IPv4 (legacy): rule 2 of chain VNET-SAVE is" in second
+    assert node.json("status")["whole"]
 
 
 def test_what_cannot_be_put_back_is_told_once_and_tried_again(node, slices):

@@ -211,7 +211,7 @@ def undone(node, step, whom) -> None:
     if whom == "both":
         until(lambda: not guard.busy(node.paths), what="the worker is dead too")
         undo = "from vnet import steps; steps.undo(__import__('vnetbed').paths_from_env())"
-        run_python(node, undo)
+        node.python("-c", undo)
     until(lambda: not node.paths.journal.exists(), what=f"step {step} is undone")
 
 
@@ -297,12 +297,6 @@ def instance(node) -> Path:
     return found
 
 
-def run_python(node, code, *argv, check=True):
-    """Run code that uses the product and the tests' modules in the node's namespace."""
-    env = node.env | {"PYTHONPATH": os.pathsep.join([str(vnetbed.PY), *sys.path])}
-    return node.ns.run(sys.executable, "-c", code, *argv, check=check, env=env)
-
-
 def test_what_somebody_breaks_is_told_and_mended(node, slices):
     node.vnet("up")
     (instance(node) / "links" / "vnet_bind4").unlink()
@@ -310,7 +304,7 @@ def test_what_somebody_breaks_is_told_and_mended(node, slices):
     node.ns.run("ip6tables-nft", "-t", "mangle", "-D", "INPUT", "2")
     node.ns.run("sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=7000")
     empty = "policy.write(pathlib.Path(sys.argv[1]), policy.Policy())"
-    run_python(node, f"import sys, pathlib; from vnet import policy; {empty}", instance(node))
+    node.python("-c", f"import sys, pathlib; from vnet import policy; {empty}", instance(node))
     until(lambda: bind(node, 80, slice_=slices.b) == 0, what="the door stands open")
     seen = node.vnet("status", check=False)
     assert seen.returncode == 1
@@ -502,7 +496,7 @@ def test_another_version_takes_over_without_a_packet_that_is_not_marked(node, sl
                 "bpfobjects.OBJECTS = pathlib.Path(sys.argv.pop(1))\n"
                 "from vnet.cli import main\nmain()"
             )
-            up = run_python(node, code, str(other), "up").stdout
+            up = node.python("-c", code, str(other), "up").stdout
             assert f"removed the eBPF programs in {old}" in up
             many = counted()[1]
             until(lambda: counted()[1] > many + 100, what="it goes on")

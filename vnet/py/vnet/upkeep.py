@@ -2,7 +2,8 @@
 
 nf_tables tells of each change (NFNLGRP_NFTABLES). Of the legacy tables the
 kernel tells nobody; how many rules they hold, and where, is asked every few
-seconds (IPT_SO_GET_INFO).
+seconds (IPT_SO_GET_INFO), and twice a minute they are read, since a rule may
+have taken the place of one of its length.
 
 Rules that are flushed again and again are put back at longer and longer
 intervals, and so is tried what does not succeed.
@@ -39,6 +40,8 @@ _SHARE = 0.05
 """of our time that looking takes at most, however often others change their rules"""
 _EVERY = 5.0
 """s from one look at the legacy tables to the next"""
+_READ_EVERY = 30.0
+"""s after which their rules are read even if the kernel says that they are as long as before"""
 _PAUSE = 1.0
 """s from putting rules back, or trying to, to doing so again"""
 _LONGEST = 10.0
@@ -58,6 +61,7 @@ class Upkeep:
     tried: float = -math.inf  #: when rules were put back last, or that was tried
     pause: float = _PAUSE  #: s from then to the next time
     whole: Sizes | None = None  #: of the legacy tables when nothing was missing
+    read: float = -math.inf  #: when that was
     complaint: str = ""  #: that was made; not made again until it is cured
 
 
@@ -103,7 +107,7 @@ def tend(kept: Upkeep, paths: Paths) -> None:
     legacy = state.variant == "legacy"
     kept.due = began + _EVERY if legacy else math.inf
     sizes = _sizes() if legacy else {}
-    if legacy and sizes == kept.whole:
+    if legacy and sizes == kept.whole and began < kept.read + _READ_EVERY:
         return
     kept.whole = None
     try:
@@ -124,7 +128,7 @@ def tend(kept: Upkeep, paths: Paths) -> None:
         _rest(kept)
         _say("rules of ours were changed, and are as they were again: " + "; ".join(wrong))
     else:
-        kept.whole, kept.complaint = sizes, ""
+        kept.whole, kept.read, kept.complaint = sizes, now, ""
 
 
 def _rest(kept: Upkeep) -> None:
