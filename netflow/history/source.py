@@ -7,7 +7,8 @@
 The relation's columns:
 
     node, domain                    who recorded it
-    flow_start, start_time, end_time    TIMESTAMP_NS, UTC (from files: whole milliseconds)
+    flow_start                      TIMESTAMP_NS, UTC, whole milliseconds
+    start_time, end_time            the same; from files whole milliseconds, too
     begins                          whether it is the first share of its connection (whose times
                                     may be those of the second, in whole milliseconds)
     flow_id                         NULL where the record is all of its connection
