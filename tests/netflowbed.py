@@ -145,11 +145,11 @@ def collector(
 
 
 def answers(made: Collector) -> bool:
-    """It is up. AssertionError with its log if it has ended."""
+    """It is up, and has seen what is there. AssertionError with its log if it has ended."""
     code = made.process.poll()
     assert code is None, f"exit {code}: {(made.base / 'collector.log').read_text()}"
     with suppress(client.ClientError):
-        return made.status()["pid"] > 0
+        return made.status()["as_of"] > 0
     return False
 
 

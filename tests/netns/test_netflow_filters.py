@@ -30,6 +30,7 @@ def asked(tmp_path_factory):
         with collector(node, base, "--node", "alpha") as flows:
             node.run("ping", "-q", "-c", "3", "127.0.0.1")
             node.run("ping", "-q", "-c", "1", "::1")
+            flows.records()  # asks until they are there
             yield flows
 
 

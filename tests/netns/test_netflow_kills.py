@@ -99,7 +99,8 @@ def shares(record):
     """What identifies a share for ever; in Parquet, times are milliseconds."""
     sides = [record[s][k] for s in ("originator", "responder") for k in ("packets", "bytes")]
     name = record["src"], record["sport"], record["dst"]
-    return *name, record["start"][:23], record["reason"], *sides
+    times = record["start"][:23], record["end"][:23]
+    return *name, *times, record["reason"], *sides
 
 
 def test_kills_at_any_moment_lose_nothing_acknowledged_and_record_nothing_twice(

@@ -64,6 +64,7 @@ def _seen(node, base):
             "    s.close()\n",
         )  # fmt: skip
         flows.server_port, flows.client_port = server.port, client.port
+        flows.records()  # asks until they are there
         yield flows
 
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 from vnet.bpfmaps import ffi, lib
@@ -173,6 +173,7 @@ def test_a_reader_that_takes_few_at_a_time_reads_all():
     assert found == [0, 1, 2, 3, 4]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**40), st.lists(st.sampled_from(["event", "discarded", "other"])))
 def test_reading_goes_on_over_the_end_of_the_ring(start, what):
     position = start // 8 * 8
@@ -213,6 +214,7 @@ def test_what_is_no_time_is_refused(text):
         events.moment(text, NOW)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**62), st.integers(0, 2**62))
 def test_times_sort_as_their_texts_do(one, two):
     assert (one < two) == (events.iso(one) < events.iso(two))

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netflow.when import SECOND, iso, parse_span, parse_time
@@ -58,6 +58,7 @@ def test_what_is_no_time_is_refused_with_an_example(text):
         parse_time(text, NOW)
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 63) - 1))
 def test_a_time_that_is_shown_can_be_typed(at):
     assert parse_time(iso(at), NOW) == at

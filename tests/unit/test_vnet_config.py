@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vnet.errors import ConfigError
 
@@ -243,6 +243,7 @@ _address = st.ip_addresses().map(str).flatmap(_readable)
 _interface = st.text(min_size=1, max_size=15).flatmap(_named)
 
 
+@settings(deadline=None)
 @given(
     name=_name,
     paths=st.lists(_path, min_size=1, max_size=3, unique=True),
@@ -283,6 +284,7 @@ _near = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), _near), max_size=8))
 def test_ports_clash_exactly_where_two_slices_could_bind_the_same(granted):
     slices = [
@@ -315,6 +317,7 @@ def test_one_port_on_each_of_10_000_addresses_is_checked_quickly():
     assert time.process_time() - before < 2  # it takes 0.1; by pairs it took 10
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_is_more_than_a_config_error(text):
     try:
