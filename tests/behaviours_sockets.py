@@ -359,7 +359,7 @@ def no_reference_stays(bed: Bed, family: int) -> None:
         with script(bed.ns, _CHURN, *words, slice=below) as near:
             near.go()
             near.event("done", timeout=120)
-            assert set(bed.owners(dport=[far.port])) == {(A, 0)}
+            assert set(bed.owners(dst=[bed.there(family)], dport=[far.port])) == {(A, 0)}
         # One socket, held by a process that has left, is seen: so would a lost one be.
         with script(bed.ns, _LEAVES, cgroup.root(), slice=below):
             _rmdir(below.path)

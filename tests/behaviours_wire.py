@@ -10,8 +10,8 @@ from thread_bed import closed, of_port
 from vnet.testing import apps
 from vnet.testing.nflog import Seen
 
-NAT = 40_000
-"""Ports that NAT gives."""
+NAT = 11_000
+"""Ports that NAT gives, none of which the kernel gives a client of itself."""
 
 # -- NAT -----------------------------------------------------------------------------------
 

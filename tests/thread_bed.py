@@ -191,12 +191,16 @@ def resent(seen: list[nflog.Seen]) -> int:
 
 @contextmanager
 def losing(ns: net.Namespace, port: int) -> Iterator[None]:
-    """Lose some of the first packets to and from a port, the SYN-ACK among them."""
+    """Lose some of the first packets to and from a port, the SYN and the SYN-ACK among them.
+
+    The SYN, too: if the SYN-ACK alone is lost, both sides' timers run out together,
+    and either may be the first to send again.
+    """
     ns.run(
         *("nft", "-f", "-"),
         input=f"""table inet losing {{
             chain i {{ type filter hook input priority 0
-                tcp dport {port} numgen inc mod 1000 {{ 2, 5, 9 }} drop
+                tcp dport {port} numgen inc mod 1000 {{ 0, 3, 6, 10 }} drop
             }}
             chain o {{ type filter hook output priority 0
                 tcp sport {port} numgen inc mod 1000 {{ 0, 3, 6 }} drop

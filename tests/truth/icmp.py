@@ -36,10 +36,10 @@ def unreachable(play: Play) -> None:
     }
     for had, row in rows.items():
         for way in play.ways():
+            own = way.orig.udp("c", way.src)  # before s may have given its port back
             port = way.resp.udp("s", way.dst)
             if not had:
                 way.resp.close("s")
-            own = way.orig.udp("c", way.src)
             if had:
                 way.orig.tell("c", way.dst, port)
                 way.resp.hear("s")

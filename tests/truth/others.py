@@ -148,8 +148,9 @@ def older_socket(play: Play) -> None:
             for row in ("to a socket older than its slice, before", "to the same, from then on"):
                 for each, port in zip(plays, ports, strict=True):
                     way = each.way("in")
-                    own = peer.udp("c", each.there)
-                    peer.tell("c", each.here, port)
+                    # Each has its own port, and so a connection of its own.
+                    own = peer.udp(f"c {row}", each.there)
+                    peer.tell(f"c {row}", each.here, port)
                     server.hear(f"s{each.family}")
                     way.saw(row, way.of_port(port), way.flows(dport=port, sport=own))
                 if "before" in row:

@@ -94,6 +94,14 @@ class Play:
         return self.found
 
 
+def began(record: dict[str, Any]) -> tuple[str, str]:
+    """Between which moments its connection began: flow_start has whole milliseconds."""
+    within = record["flow_start"][:23]
+    if record["start"][:23] == within:  # its first share
+        return record["start"], record["start"]
+    return within + "000000Z", within + "999999Z"
+
+
 @dataclass(frozen=True)
 class Flow:
     """Which connection is meant."""
@@ -106,7 +114,8 @@ class Flow:
         """Of its records, one after the other, as the table writes them."""
         for record in records:
             # Ports come again: what began earlier with the same ones is not meant.
-            if self.since <= record["flow_start"] <= self.until and self._is(record, family):
+            first, last = began(record)
+            if first <= self.until and self.since <= last and self._is(record, family):
                 yield "/".join(token(record[side]["xid"]) for side in ("originator", "responder"))
 
     def _is(self, record: dict[str, Any], family: int) -> bool:

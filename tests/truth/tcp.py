@@ -13,6 +13,8 @@ MANY = 200_000
 LARGEST = 1500
 """Of a packet on the wire, or on loopback as truth.bed sets it up."""
 MPTCP = 262
+CLOSED = 7600
+"""A port that nobody has, plus 4 or 6: none that the kernel may give the client itself."""
 
 
 def connection(play: Play) -> None:
@@ -74,8 +76,7 @@ def reset(play: Play) -> None:
 def closed_port(play: Play) -> None:
     """Nobody listens."""
     for way in play.ways():
-        port = way.resp.udp("p", way.dst)  # a number that TCP has not given away
-        way.resp.close("p")
+        port = CLOSED + play.family
         _refused(way, way.dst, port)
         flows = way.flows(dport=port)
         way.saw("SYN to a closed port", _flags(way.of_port(port), "S"), flows)
