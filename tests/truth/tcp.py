@@ -8,8 +8,8 @@ from vnet.testing.poll import until
 
 from truth.play import Play, Refused, Way
 
-MANY = 200_000
-"""Bytes: more than one packet however large."""
+MANY = 50_000
+"""Bytes: more than one packet, and less than waits on the way to a reader who is late."""
 LARGEST = 1500
 """Of a packet on the wire, or on loopback as truth.bed sets it up."""
 MPTCP = 262
@@ -187,8 +187,9 @@ def _begin(way: Way, bind: str = "") -> tuple[int, int]:
 def _talk(way: Way, bind: str = "") -> tuple[list[Seen], int]:
     """A whole connection: its packets, and the port of who was asked."""
     port, _ = _begin(way, bind)
-    way.orig.send("c", MANY)
-    way.resp.read("s", MANY)
+    for _ in range(4):
+        way.orig.send("c", MANY)
+        way.resp.read("s", MANY)
     way.resp.send("s")
     way.orig.read("c")
     way.orig.shut("c")
