@@ -129,8 +129,12 @@ def test_a_container_cannot_take_another_s_connection_nor_name_itself(bed: Bed):
         until(lambda: bed.halves("udp", 4) == [(A, 0)])
         forger.setsockopt(socket.SOL_SOCKET, 36, A)  # SO_MARK
         forger.sendto(udp4(a, 7777, out, UDP), (out, 0))
-        seen = until(lambda: (found := log.seen())[3:] and found)
-    assert [(p.prefix, p.xid) for p in seen if p.sport == 7777 or p.dport == UDP] == [
+
+        def there() -> list[nflog.Seen]:
+            return [p for p in log.seen() if p.sport == 7777 or p.dport == UDP]
+
+        seen = until(lambda: there()[3:] and there())
+    assert [(p.prefix, p.xid) for p in seen] == [
         (hook, xid) for xid in (A, B) for hook in ("forward", "postrouting")
     ]
     assert bed.halves("udp", 4) == [(A, 0)]

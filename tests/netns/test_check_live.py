@@ -77,8 +77,11 @@ def test_canaries_say_what_they_do_and_leave_the_node_as_it_was(live):
 @pytest.mark.parametrize("name", LIVE)
 def test_the_command_on_a_live_node_without(name, live):
     known = {each.name: each for each in breaks.every(live)}
-    with known[name].broken():
-        code, fell, said = check(live)
+    for _ in range(3):  # `vnet watch` may still be busy with the check before, and mend it
+        with known[name].broken():
+            code, fell, said = check(live)
+        if fell == LIVE[name]:
+            break
     assert (code, fell) == (1, LIVE[name]), said
 
 
@@ -90,11 +93,12 @@ def test_the_command_on_a_live_node_without(name, live):
 def test_what_programs_look_at_before_the_tables_is_compared_with_them(change, says, live):
     instance = Path(state.load(live.state).instance)
     assert status.policy_differences(live)["policy"] == []
-    breaks.set_facts(instance, **change)
-    try:
-        [said] = status.policy_differences(live)["policy"]
-    finally:
-        policy.write(instance, policy.read(instance))
+    with guard.lock(live):  # or `vnet watch` may mend it
+        breaks.set_facts(instance, **change)
+        try:
+            [said] = status.policy_differences(live)["policy"]
+        finally:
+            policy.write(instance, policy.read(instance))
     assert says in said
     assert status.policy_differences(live)["policy"] == []
 
@@ -102,13 +106,13 @@ def test_what_programs_look_at_before_the_tables_is_compared_with_them(change, s
 def test_a_quick_copy_that_names_another_owner_is_told(live):
     instance = Path(state.load(live.state).instance)
     [(number, xid)] = policy.read(instance).slices.items()
-    with policy._maps(instance) as maps:
+    with guard.lock(live), policy._maps(instance) as maps:
         wrong = {number: xid + 1, number + 1: xid}
         owners.fill(maps.directory, maps.control().generation, wrong)
-    try:
-        said = status.policy_differences(live)["policy"]
-    finally:
-        policy.write(instance, policy.read(instance))
+        try:
+            said = status.policy_differences(live)["policy"]
+        finally:
+            policy.write(instance, policy.read(instance))
     assert sorted(line.split()[-1] for line in said) == [f"{number}", f"{number + 1}"]
     assert status.policy_differences(live)["policy"] == []
 

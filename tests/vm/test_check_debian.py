@@ -167,8 +167,9 @@ def state_of(node: vnetbed.Node, xid: int) -> dict[str, Any]:
     flows = re.findall(
         rf"^(\S+) .*?(src=.*?dport={SERVES}\b).* mark=(\d+)", conntrack, re.MULTILINE
     )
-    # one blank for many: the columns are as wide as the widest of all
-    sockets = re.sub(" +", " ", HERE.run("ss", "-tuanOHe").stdout)
+    # One blank for many: the columns are as wide as the widest of all. A timer says what
+    # somebody waits for at this moment.
+    sockets = re.sub(r" +(timer:\(\S+\) +)?", " ", HERE.run("ss", "-tuanOHe").stdout)
     return {
         "fingerprint": node.fingerprint(files=False),
         "whole": (found.whole, found.differences),

@@ -96,8 +96,8 @@ def _hear(t: Trial, role: str, tried: str, proto: int, kind: str) -> None:
 
     listen: Steps = [["socket", own.af, "SOCK_RAW", proto], ["go"], ["receive", own.token.hex()]]
     with (
-        t.bed.agents["holder"].holding(server(ports.reserved)),
-        t.bed.agents[role].holding(server(mine)),
+        t.holding("holder", server(ports.reserved)),
+        t.holding(role, server(mine)),
         t.going(role, listen) as (_, rest),
     ):
         for world, port in ((foreign, ports.reserved), (own, mine)):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from vnet.check.bed import Bed
 from vnet.check.facts import Outcome, Property, Verdict
+from vnet.testing.agents import NotHeld
 from vnet.testing.nflog import Seen
 from vnet.testing.packets import World
 from vnet.testing.poll import until
@@ -20,6 +21,9 @@ Each wait in vain halves it, so that a node on which nothing comes through is
 told soon, and a busy one is waited for."""
 _GIVE_UP = 2
 """So many waits in vain, and the rest of a property's attempts is not made."""
+_AGAIN = [0.02 * n for n in range(10)]
+"""Seconds before each attempt at a port that is in use: `vnet watch`, as it sees to older
+sockets, holds one for a moment after its end."""
 _SENDS = ("send", "sendif", "connect")
 _DROPPED = "EPERM"
 """What a sender is told of a packet that a hook dropped, if anything (of an IPv6 ping nothing).
@@ -122,12 +126,7 @@ class Trial:
         """Each succeeds; ``seen``: and what it sends comes out at the peer."""
         for role in roles:
             with self.attempt(role, tried):
-                # `vnet watch`, as it sees to older sockets, holds one for a moment after its end.
-                for again in range(10):
-                    time.sleep(0.02 * again)
-                    _, said, out = self._take(role, steps, before, look=seen)
-                    if said.get("errno") != "EADDRINUSE":
-                        break
+                _, said, out = self._take(role, steps, before, look=seen)
                 held = said["ok"] and (bool(out) or not seen)
                 expected = "comes out at the peer" if seen else "succeeds"
                 happened = _said(said) + (f"; {_came_out(out)}" if seen else "")
@@ -140,10 +139,28 @@ class Trial:
         with ExitStack() as stack:
             if before:
                 who, first = before
-                stack.enter_context(self.bed.agents[who].holding(first(world)))
-            said = self.tries(role, steps(world))
+                stack.enter_context(self.holding(who, first(world)))
+            for again in _AGAIN:
+                time.sleep(again)
+                said = self.tries(role, steps(world))
+                if said.get("errno") != "EADDRINUSE":
+                    break
             seen = self.came_out(world.token) if look else []
         return world, said, seen
+
+    @contextmanager
+    def holding(self, role: str, steps: Steps) -> Iterator[None]:
+        """Somebody holds on to what these steps make. Raises NotHeld."""
+        with ExitStack() as stack:
+            for again in _AGAIN:
+                time.sleep(again)
+                try:
+                    stack.enter_context(self.bed.agents[role].holding(steps))
+                    break
+                except NotHeld as error:
+                    if error.args[0]["errno"] != "EADDRINUSE" or again == _AGAIN[-1]:
+                        raise
+            yield
 
     def tries(self, role: str, steps: Steps) -> dict[str, Any]:
         """Let somebody take steps. Raises NotTried where too many before got no answer."""

@@ -23,6 +23,10 @@ from vnet.testing.steps import Steps
 _PROGRAM = [sys.executable, "-I", "-S", str(Path(__file__).with_name("attempts.py"))]
 
 
+class NotHeld(AssertionError):
+    """What was to be held on to could not be made; ``args[0]`` is the answer."""
+
+
 @dataclass
 class Agent:
     """Somebody in a slice who does what it is told."""
@@ -70,11 +74,12 @@ class Agent:
 
     @contextmanager
     def holding(self, steps: Steps) -> Iterator[dict[str, Any]]:
-        """What a request that ends in ``hold`` has got, while it holds on."""
+        """What a request that ends in ``hold`` has got, while it holds on. Raises NotHeld."""
         number = self.begins(steps)
         try:
             said = self.answer(number)
-            assert said["ok"], said
+            if not said["ok"]:
+                raise NotHeld(said)
             yield said
         finally:
             self.drops(number)
