@@ -251,6 +251,7 @@ def refusals_reported(t: Trial) -> None:
     with closing(events.Drain(t.bed.paths)) as drain:
         for kind, (role, how) in attempts.items():
             tried = f"is a refusal of kind {kind} counted?"
+            drain.drain(wait=True)  # what others were refused before
             of_kind = eventlog.Tail(t.bed.paths, eventlog.Asked(kind=kind))
             with t.attempt(role, tried), closing(of_kind):
                 before = _count(refusals.read(t.bed.instance), xids[role], kind)
