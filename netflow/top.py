@@ -6,8 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from netflow.client import asking
 from netflow.output import gaps_json, print_table, say_gaps
@@ -39,7 +40,7 @@ def _repeat(
     output: str,
     put: Callable[[Table], None],
 ) -> None:
-    told: list[Any] = []
+    told: set[tuple[str, int]] = set()
     while True:
         with asking(socket, ask()) as answer:
             rows = [shape.made(answer.header.columns, row) for row in answer]
@@ -54,8 +55,9 @@ def _repeat(
         else:
             put(shape.table(answer.header, rows, answer.trailer))
         # While following, a gap is news once; the hour's edge moves on by itself.
-        gaps = [(g.what, g.since > answer.header.since and g.since) for g in answer.header.gaps]
-        if output != "json" and gaps != told:
-            say_gaps(answer.header)
-        told = gaps
+        began = answer.header.since
+        gaps = {(g.what, g.since if g.since > began else 0): g for g in answer.header.gaps}
+        if output != "json" and (news := [g for key, g in gaps.items() if key not in told]):
+            say_gaps(replace(answer.header, gaps=news))
+        told |= gaps.keys()
         time.sleep(follow / SECOND)
