@@ -8,6 +8,7 @@ some test of each kind.
 """
 
 import os
+import signal
 
 import pytest
 from vnet.testing import cgroup, net
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernels(series...): those a vm test is for, if not all")
     config.addinivalue_line("markers", "reported: a vm test that has the kernel report something")
     config.stash[PROBLEMS] = []
+    # A shell's `make test &` ignores SIGINT, and so would all that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(House(config))
 
 
