@@ -69,7 +69,7 @@ def apply(here: Place) -> dict[str, float]:
     )
     words = [here.python("-c", script, str(here.instance())).split() for _ in range(5)]
     count, ports = map(int, words[0][:2])
-    assert count > MANY and ports >= MANY, words
+    assert count >= MANY and ports >= MANY, words
     took["the policy, from the facts to being in force"] = min(float(word[2]) for word in words)
     return took
 
