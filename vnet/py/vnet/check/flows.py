@@ -124,7 +124,7 @@ def udp_out(t: Trial, role: str, connected: bool = False, port: int = 0, near: i
     # The peer has a socket there, or it would say that it has none.
     held: Steps = [["socket", w.af, "SOCK_DGRAM"], ["bind", w.there, port], ["hold"]]
     with (
-        t.holding("peer", held),
+        t.going("peer", held),
         t.watching() as seen,
         t.going(role, ask) as (_, rest),
     ):

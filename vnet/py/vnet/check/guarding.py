@@ -1,8 +1,11 @@
 """What the guard promises: attempts to forge and to hear what is somebody else's."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vnet.bpf import HEARING
 from vnet.check import outside
@@ -22,6 +25,9 @@ from vnet.testing.packets import (
     unreachable,
 )
 from vnet.testing.steps import Maker, Step, Steps
+
+if TYPE_CHECKING:
+    from vnet import eventlog, events, refusals
 
 # -- raw and packet sockets -------------------------------------------------------
 
@@ -96,8 +102,8 @@ def _hear(t: Trial, role: str, tried: str, proto: int, kind: str) -> None:
 
     listen: Steps = [["socket", own.af, "SOCK_RAW", proto], ["go"], ["receive", own.token.hex()]]
     with (
-        t.holding("holder", server(ports.reserved)),
-        t.holding(role, server(mine)),
+        t.going("holder", server(ports.reserved)),
+        t.going(role, server(mine)),
         t.going(role, listen) as (_, rest),
     ):
         for world, port in ((foreign, ports.reserved), (own, mine)):
@@ -267,7 +273,7 @@ def refusals_reported(t: Trial) -> None:
         t.note("node", refused > 0, "is anything refused at all?", "yes", f"{refused} of 4")
 
 
-def _told(t: Trial, drain: "events.Drain", log: "eventlog.Tail", role: str, how: Maker) -> bool:  # type: ignore[name-defined]  # noqa: F821
+def _told(t: Trial, drain: events.Drain, log: eventlog.Tail, role: str, how: Maker) -> bool:
     """Whether the log gets an event of this slice's."""
 
     def came() -> bool:
@@ -282,7 +288,7 @@ def _told(t: Trial, drain: "events.Drain", log: "eventlog.Tail", role: str, how:
     return False
 
 
-def _count(counts: "list[refusals.Count]", xid: int, kind: str) -> int:  # type: ignore[name-defined]  # noqa: F821
+def _count(counts: list[refusals.Count], xid: int, kind: str) -> int:
     return sum(c.refused for c in counts if (c.xid, c.kind) == (xid, kind))
 
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from vnet.check.bed import Bed
 from vnet.check.facts import Outcome, Property, Verdict
-from vnet.testing.agents import NotHeld
 from vnet.testing.nflog import Seen
 from vnet.testing.packets import World
 from vnet.testing.poll import until
@@ -139,28 +138,20 @@ class Trial:
         with ExitStack() as stack:
             if before:
                 who, first = before
-                stack.enter_context(self.holding(who, first(world)))
-            for again in _AGAIN:
-                time.sleep(again)
-                said = self.tries(role, steps(world))
-                if said.get("errno") != "EADDRINUSE":
-                    break
+                stack.enter_context(self.going(who, first(world)))
+            said = self._bound(lambda: self.tries(role, steps(world)))
             seen = self.came_out(world.token) if look else []
         return world, said, seen
 
-    @contextmanager
-    def holding(self, role: str, steps: Steps) -> Iterator[None]:
-        """Somebody holds on to what these steps make. Raises NotHeld."""
-        with ExitStack() as stack:
-            for again in _AGAIN:
-                time.sleep(again)
-                try:
-                    stack.enter_context(self.bed.agents[role].holding(steps))
-                    break
-                except NotHeld as error:
-                    if error.args[0]["errno"] != "EADDRINUSE" or again == _AGAIN[-1]:
-                        raise
-            yield
+    @staticmethod
+    def _bound(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """An attempt, made again while the port that it binds is in use."""
+        for again in _AGAIN:
+            time.sleep(again)
+            said = attempt()
+            if said.get("errno") != "EADDRINUSE":
+                break
+        return said
 
     def tries(self, role: str, steps: Steps) -> dict[str, Any]:
         """Let somebody take steps. Raises NotTried where too many before got no answer."""
@@ -199,10 +190,16 @@ class Trial:
         if self.stuck >= _GIVE_UP:
             raise NotTried(f"not tried any more: {_GIVE_UP} before it got no answer")
         agent = self.bed.agents[role]
-        number = agent.begins(steps, patience=self.bed.patience)
-        said = agent.answer(number)
+
+        def begin() -> dict[str, Any]:
+            said = agent.answer(agent.begins(steps, patience=self.bed.patience))
+            if not said["ok"]:
+                agent.drops(said["id"])
+            return said
+
+        said = self._bound(begin)
+        number = said["id"]
         if not said["ok"]:
-            agent.drops(number)
             raise NotTried(f"{role}: {_said(said)}")
 
         def rest() -> dict[str, Any]:

@@ -23,10 +23,6 @@ from vnet.testing.steps import Steps
 _PROGRAM = [sys.executable, "-I", "-S", str(Path(__file__).with_name("attempts.py"))]
 
 
-class NotHeld(AssertionError):
-    """What was to be held on to could not be made; ``args[0]`` is the answer."""
-
-
 @dataclass
 class Agent:
     """Somebody in a slice who does what it is told."""
@@ -74,12 +70,11 @@ class Agent:
 
     @contextmanager
     def holding(self, steps: Steps) -> Iterator[dict[str, Any]]:
-        """What a request that ends in ``hold`` has got, while it holds on. Raises NotHeld."""
+        """What a request that ends in ``hold`` has got, while it holds on."""
         number = self.begins(steps)
         try:
             said = self.answer(number)
-            if not said["ok"]:
-                raise NotHeld(said)
+            assert said["ok"], said
             yield said
         finally:
             self.drops(number)
