@@ -133,7 +133,7 @@ def test_a_container_cannot_take_another_s_connection_nor_name_itself(bed: Bed):
         def there() -> list[nflog.Seen]:
             return [p for p in log.seen() if p.sport == 7777 or p.dport == UDP]
 
-        seen = until(lambda: there()[3:] and there())
+        seen = until(lambda: (found := there())[3:] and found)
     assert [(p.prefix, p.xid) for p in seen] == [
         (hook, xid) for xid in (A, B) for hook in ("forward", "postrouting")
     ]

@@ -161,11 +161,11 @@ WHERE end_time >= make_timestamp_ms($h_since_ms::BIGINT)
 """By schema version, what netflow.history.raw gives of a file: nothing is made up but times."""
 
 # When a connection began ties its shares together, of which the first may be in a file already.
-_FLOW_START_MS = "epoch_ns(flow_start) // 1000000 * 1000000"
+_FLOW_START = "epoch_ns(flow_start) // 1000000 * 1000000"
 
 HOT_RAW = f"""
 SELECT 0, {{node}}, 1, epoch_ns(end_time), epoch_ns(end_time) - epoch_ns(start_time),
-    epoch_ns(start_time) - {_FLOW_START_MS}, {_RAW}
+    epoch_ns(start_time) - {_FLOW_START}, {_RAW}
 FROM {{segment}}
 WHERE end_time >= make_timestamp_ns($h_since::BIGINT)
     AND start_time <= make_timestamp_ns($h_until::BIGINT)
@@ -173,7 +173,7 @@ WHERE end_time >= make_timestamp_ns($h_since::BIGINT)
 
 HOT = f"""
 SELECT {{node}} AS node, {{domain}} AS domain,
-    make_timestamp_ns({_FLOW_START_MS}) AS flow_start, start_time, end_time,
+    make_timestamp_ns({_FLOW_START}) AS flow_start, start_time, end_time,
     hot.flow_start = start_time AS begins, flow_id, zone, {_SAME}, {_ADDRESSES}
 FROM {{segment}} AS hot
 """  # noqa: S608

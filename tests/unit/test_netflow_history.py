@@ -1,6 +1,7 @@
 """Closed hours as files: what is in them, and that no record is ever twice or nowhere."""
 
 import gzip
+import itertools
 import shutil
 import threading
 import time
@@ -838,7 +839,7 @@ def test_the_archiver_makes_files_beside_a_collector_that_commits(bed):
     bed.archiver = history.start(bed.kept, history.Keeping(), bed.path / "registry.db")
     try:
         deadline = time.monotonic() + 60
-        for n in range(2500):
+        for n in itertools.count():
             bed.put(flow(sport=n, start=HOUR + n, end=HOUR + n + 1), at=HOUR + n + 2)
             if bed.files() or time.monotonic() > deadline:
                 break

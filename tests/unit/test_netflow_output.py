@@ -5,13 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from netflow import cli, metrics, names, output, protocols, questions, shapes, show
+from netflow import cli, client, metrics, names, output, protocols, questions, shapes, show, top
 from netflow.wire import Gap, Header, Trailer
 from vnet import refusals, registry, state
 
@@ -130,6 +132,28 @@ def test_each_kind_of_gap_has_its_own_words():
     words = {output.gap_text(Gap(since=0, until=10**9, what=kind, events=9)) for kind in kinds}
     assert len(words) >= 3
     assert any("about 9 events lost" in text for text in words)
+
+
+def test_who_follows_is_told_each_gap_once_and_a_new_one_alone(monkeypatch, capsys):
+    first = {"since": 0, "until": 10**9, "what": "before-first"}
+    second = {"since": 20 * 10**9, "until": 30 * 10**9, "what": "overrun", "events": 9}
+    header = {"columns": ["slice"], "since": 10**9, "until": 40 * 10**9, "as_of": 40 * 10**9}
+    answers = iter([[first], [first], [first, second], [first, second]])
+
+    @contextmanager
+    def asking(*_):
+        try:
+            lines = [header | {"gaps": next(answers)}, {"rows": 0}]
+        except StopIteration:
+            raise KeyboardInterrupt from None
+        yield client.Answer(f"{json.dumps(line)}\n".encode() for line in lines)
+
+    monkeypatch.setattr(top, "asking", asking)
+    with pytest.raises(KeyboardInterrupt):
+        top.show(Path(), lambda: None, shapes.SCANS, 1, "table")
+    once, later = capsys.readouterr().err.splitlines()
+    assert "nothing was collected yet" in once and "1 gap touches" in once
+    assert "about 9 events lost" in later and "1 gap touches" in later
 
 
 def test_protocols_have_names_both_ways():
