@@ -8,7 +8,7 @@ import pytest
 from vnet.testing import cgroup as cgroups
 from vnet.testing import net
 
-pytest_plugins = ["testbed.house"]
+pytest_plugins = ["testbed.house", "testbed.again"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CONFTEST = f"""
 import pathlib
 from testbed import vm, vm_host
-pytest_plugins = ["testbed.house"]
+pytest_plugins = ["testbed.house", "testbed.again"]
 vm.SERIES, vm.running_series = ("6.1",), lambda: "6.1"
 vm.why_not = vm_host.why_not = lambda series: ""
 vm_host.ROOT = pathlib.Path(__file__).parent
@@ -112,6 +112,24 @@ def test_after(): pass
     assert "kernel 6.1: the guest ended; its last words:" in said
     assert "kernel 6.1: not run, the guest had ended" in said
     assert "2 failed, 1 passed" in said
+
+
+def test_what_fails_once_is_run_once_more_in_ci(session):
+    code, said = session(
+        """
+def test_once():
+    if not os.path.exists("tried"):
+        open("tried", "w").close()
+        assert 0, "by chance"
+def test_twice(): assert 0, "always"
+def test_next(): pass
+""",
+        "--again",
+    )
+    assert code == 1
+    assert "AssertionError: by chance" in said
+    assert "FAILED test_it.py::test_twice[6.1] - AssertionError: always" in said
+    assert "1 failed, 2 passed" in said and "2 rerun in" in said
 
 
 def test_what_a_guests_session_leaves_behind_fails_the_whole(session):

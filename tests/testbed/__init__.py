@@ -1,6 +1,7 @@
 """What only this project's own tests stand on: the rules of a session, and guests.
 
     house    nothing is left behind, nothing is skipped silently
+    again    what fails in CI is run once more, and told
     vm       what both sides of a vm test know; vm_host and vm_guest
 
 Namespaces, slices, traffic and captures are in the package, vnet.testing.

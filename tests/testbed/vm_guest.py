@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from testbed import debug
+from testbed.again import KERNEL_SAID, RERUN
 from testbed.house import PROBLEMS
 from testbed.vm import DEBUG, PATIENCE, REPORTS
 
@@ -34,6 +35,7 @@ class Guest:
         self.config = config
         self.log = Path(os.environ["VNET_VM_SHARE"], REPORTS)
         self.judged = not DEBUG
+        self.again = False  #: the test at hand is about to run once more
 
     def _tell(self, said: str, **facts: Any) -> None:
         with self.log.open("a") as log:
@@ -45,12 +47,15 @@ class Guest:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Send each report as it is."""
+        self.again |= report.outcome == RERUN
         serialize = self.config.hook.pytest_report_to_serializable
         self._tell("report", report=serialize(config=self.config, report=report))
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """All reports of this test are out."""
-        self._tell("finish", nodeid=nodeid)
+        """All reports of this test are out, unless it runs once more."""
+        if not self.again:
+            self._tell("finish", nodeid=nodeid)
+        self.again = False
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """What cannot be collected has no test to report it."""
@@ -119,7 +124,7 @@ class Guest:
         if first is None:
             return ""
         # The first line of a report says what it is, and KASAN's go on for a hundred.
-        return "the kernel said:\n" + "\n".join(lines[max(first - 10, 0) : first + 150])
+        return f"{KERNEL_SAID}:\n" + "\n".join(lines[max(first - 10, 0) : first + 150])
 
     def pytest_sessionstart(self) -> None:
         """Listen to the kernel from now on."""

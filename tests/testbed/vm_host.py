@@ -85,7 +85,7 @@ class Guest:
         return "\n".join([f"kernel {self.series}: the guest ended{during}; its last words:", *tail])
 
 
-def boot(series: str, nodeids: list[str], nice: int = 0) -> Guest:
+def boot(series: str, nodeids: list[str], options: list[str], nice: int = 0) -> Guest:
     """Start a guest that runs these tests; ``nice``: for who else is at work."""
     share = Path(tempfile.mkdtemp(prefix=f"vnt-vm-{series}-"))
     (share / "items").write_text("".join(f"{nodeid}\n" for nodeid in nodeids))
@@ -106,7 +106,7 @@ def boot(series: str, nodeids: list[str], nice: int = 0) -> Guest:
         *("--timeout", str(GUEST_SECONDS), "--share", str(share), "--"),
         *("env", f"VNET_VM_SHARE={share}", f"VNET_PATIENCE={vm.PATIENCE:g}"),
         *(str(ROOT / ".venv/bin/python"), "-m", "pytest"),
-        *("-p", "no:cacheprovider", f"@{share}/items"),
+        *("-p", "no:cacheprovider", *options, f"@{share}/items"),
     ]
     with (share / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -182,7 +182,10 @@ class Host:
         wanted: dict[str, list[str]] = {}
         for item in filter(is_for_a_guest, session.items):
             wanted.setdefault(series_of(item), []).append(item.nodeid)
-        self.guests = {series: boot(series, nodeids, nice) for series, nodeids in wanted.items()}
+        options = ["--again"] if session.config.option.again else []
+        self.guests = {
+            series: boot(series, nodeids, options, nice) for series, nodeids in wanted.items()
+        }
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Let the guests end, and pass on what they said of the whole session."""
