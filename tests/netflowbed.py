@@ -117,7 +117,13 @@ class Collector:
 
 
 def launch(ns: Namespace, base: Path, *options: str, under: tuple[str, ...] = ()) -> Collector:
-    """Start ``netflow collect``, perhaps under a program, without waiting for it."""
+    """Start ``netflow collect``, perhaps under a program, without waiting for it.
+
+    Long-lived connections are recorded when a test asks, unless it says how often: a
+    dump of the collector's own in the middle of a connection makes two records of it.
+    """
+    if "--active-timeout" not in options:
+        options = (*options, "--active-timeout", "1d")
     env = {
         "NETFLOW_STORE": str(base),
         "NETFLOW_SOCKET": str(base / "query.sock"),

@@ -151,8 +151,9 @@ def xids(seen: list[nflog.Seen], whole: bool = False) -> dict[str, set[int]]:
 
 
 def of_port(log: nflog.Capture, port: int) -> list[nflog.Seen]:
-    """The packets to or from a port."""
-    return [packet for packet in log.seen() if port in (packet.sport, packet.dport)]
+    """The packets to or from a port; ICMP has none, though its type and code are read as one."""
+    seen = (packet for packet in log.seen() if packet.proto not in nflog.ICMP)
+    return [packet for packet in seen if port in (packet.sport, packet.dport)]
 
 
 def closed(log: nflog.Capture, port: int) -> list[nflog.Seen]:

@@ -46,7 +46,7 @@ def world(
         node.vnet("up", "--datapath", datapath, "--variant", variant)
         stack.callback(node.vnet, "down")
         enter(as_before(ns, "_timeout"))
-        flows = enter(collector(ns, base / "state", wait=120))
+        flows = enter(collector(ns, base / "state", "--active-timeout", "60s", wait=120))
         tap = enter(wire.capture(ns, peer, link.a_if, link.b_if, base))
         local = {packets.packed(a) for a in (link.a4, link.a6, "127.0.0.1", "::1")}
         ports = {(p, n): who for who, found in RESERVED.items() for n in found for p in (TCP, UDP)}

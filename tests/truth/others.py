@@ -267,7 +267,8 @@ def raw_into_anothers(play: Play) -> None:
     with suppress(Refused):
         play.agent("b").raw(rawpkt.udp(way.src, own, way.dst, port).hex())
     row = "raw packet into another slice's connection"
-    way.saw(row, way.seen()[before:], way.flows(dport=port))
+    seen = [p for p in way.seen()[before:] if p.proto == socket.IPPROTO_UDP]
+    way.saw(row, seen, way.flows(dport=port))
 
 
 def forged_error(play: Play) -> None:

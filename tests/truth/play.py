@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thread_bed import A, B
-from vnet.testing.nflog import Seen
+from vnet.testing.nflog import ICMP, Seen
 from vnet.testing.poll import until
 
 from netflow.output import iso
@@ -145,8 +145,9 @@ class Way:
         return self.play.bed.log.seen()[self.start :]
 
     def of_port(self, port: int) -> list[Seen]:
-        """Those to or from a port."""
-        return [p for p in self.seen() if port in (p.sport, p.dport)]
+        """Those to or from a port; ICMP has none, though its type and code are read as one."""
+        seen = (p for p in self.seen() if p.proto not in ICMP)
+        return [p for p in seen if port in (p.sport, p.dport)]
 
     @property
     def hooks(self) -> int:

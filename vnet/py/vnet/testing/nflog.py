@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from vnet.testing.net import Namespace
 
 HOOKS = ("input", "postrouting")
+ICMP = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 _SNAPLEN = 128
 _BUFFER = 64 << 20  # bytes; one packet takes about 1 kB of it
 _NETLINK_NETFILTER = 12
