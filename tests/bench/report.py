@@ -2,8 +2,9 @@
 
 Input is what the measuring programs wrote into build/bench: guest.py (packets-*.json, one per
 kernel), guard_cost.py (guard.json), peers_cost.py (peers.json), bench_dump.py (dump.json),
-bench_ingest.py (ingest.json) and bench_export.py (export.json); output is Markdown. Only what is
-between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced. The goals are printed too.
+bench_ingest.py (ingest.json), bench_export.py (export.json) and bench_start.py (start.json);
+output is Markdown. Only what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is
+replaced. The goals are printed too.
 """
 
 from __future__ import annotations
@@ -365,6 +366,7 @@ def main() -> None:
     import report_history
     import report_ingest
     import report_peers
+    import report_start
 
     page = PAGE.read_text(encoding="utf-8")
     for series in ("6.1", "6.12"):
@@ -394,6 +396,9 @@ def main() -> None:
     source = ROOT / "build/bench/export.json"
     if source.exists():
         page = put(page, "export", report_export.export(source, table))
+    source = ROOT / "build/bench/start.json"
+    if source.exists():
+        page = put(page, "start", report_start.start(source, table))
     source = ROOT / "build/bench/history.json"
     if source.exists():
         page = put(page, "history", report_history.history(source))

@@ -167,9 +167,9 @@ def test_the_capture_has_every_packet_of_a_connection_with_its_mark(peers, addre
 
 def test_the_capture_names_icmp_by_type_and_id(peers, address):
     with nflog.capture(peers.node) as capture:
-        peers.node.run("ping", "-c1", "-W5", address)
+        peers.node.run("ping", "-c1", "-e77", "-W5", address)
         seen = capture.seen()
     request, reply = (0x0800, 0x0000) if "." in address else (0x8000, 0x8100)
     echo = [p for p in seen if p.dport in (request, reply) and p.proto in (1, 58)]
     assert [p.dport for p in echo] == [request, reply]
-    assert echo[0].sport == echo[1].sport != 0
+    assert echo[0].sport == echo[1].sport == 77

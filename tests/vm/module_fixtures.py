@@ -42,6 +42,7 @@ def _stage() -> Iterator[Stage]:
             net__netfilter__nf_conntrack_udp_timeout_stream=600,
             net__netfilter__nf_conntrack_icmp_timeout=600,
             net__netfilter__nf_conntrack_icmpv6_timeout=600,
+            net__netfilter__nf_conntrack_tcp_timeout_close=600,
         )
         yield Stage(node, peer, link)
 

@@ -19,10 +19,9 @@ UNREACHABLE = {4: 3 << 8 | 3, 6: 1 << 8 | 4}
 def test_a_ping_and_its_replies_are_the_pinger_s(bed: Bed, family, kind):
     bed.node.sysctl(net__ipv4__ping_group_range="0 2147483647" if kind == "ping socket" else "1 0")
     with nflog.capture(bed.node) as log:
-        for slice in (bed.a, bed.b):
-            bed.node.run(
-                *("ping", "-nq", "-c", "2", "-i", "0.002", bed.there(family)), cgroup=slice
-            )
+        for slice, ident in ((bed.a, "1"), (bed.b, "2")):
+            ping = ("ping", "-nq", "-c", "2", "-i", "0.002", "-e", ident, bed.there(family))
+            bed.node.run(*ping, cgroup=slice)
         seen = log.seen()
     ask, answer = ECHO[family]
     owners = [XID_A, XID_A, XID_B, XID_B]

@@ -183,10 +183,14 @@ def test_time_wait_answers_in_its_former_owner_s_name(bed: Bed, family):
             )
             rawpkt.send(bed.peer, again)
             answer = until(
-                lambda: [s for s in log.seen()[before:] if s.prefix == "postrouting"], what="ACK"
+                lambda: [
+                    s for s in log.seen()[before:] if s.prefix == "postrouting" and s.tcp_flags
+                ],
+                what="ACK",
             )
     assert [(s.tcp_flags, s.xid) for s in answer] == [("A", XID_A)]
-    assert gained.keys() == {"in-conn", "out-conn"}
+    # Neighbours may ask for each other meanwhile, without a connection.
+    assert gained.keys() - {"no-conntrack"} == {"in-conn", "out-conn"}
 
 
 def _waits(bed: Bed, port: int) -> bool:
