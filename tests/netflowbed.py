@@ -80,7 +80,7 @@ class Collector:
         Asks again while an answer falls short of now, as one may on a slow machine (and all do
         that are asked of a full disk).
         """
-        goal, deadline = which.get("until") or time_ns(), monotonic() + 20 * PATIENCE
+        goal, deadline = min(which.get("until", now := time_ns()), now), monotonic() + 20 * PATIENCE
         while True:
             rows, header = self._flows(limit, which)
             if header.as_of >= goal or monotonic() > deadline or self.status()["full_since"]:

@@ -221,6 +221,7 @@ def test_what_a_route_forbids_is_not_taken_for_what_the_guard_drops(bed, family)
     nowhere = bed.nowhere[family]
     where = ("route", "add", "prohibit", nowhere)
     of = Property("made-up", "For the test.", lambda trial: None)
+    bed.patience = 6
     trial = Trial(bed, of, family)
     HERE.run("ip", f"-{family}", *where)
     try:

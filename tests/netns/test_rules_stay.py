@@ -91,7 +91,7 @@ def test_legacy_tables_that_tell_nobody_are_looked_at(node, slices):
     with watching(node) as process:
         node.ns.run("nft", "-f", "-", input=THEIRS)
         for tool in ("iptables-legacy", "ip6tables-legacy"):
-            node.ns.run(tool, "-t", "mangle", "-F")
+            node.ns.run(tool, "-w", "-t", "mangle", "-F")
         until(lambda: marked(node, slices), 30, "packets are marked again")
         until(lambda: node.json("status", check=False)["whole"], what="the command has ended")
         node.vnet("down")

@@ -27,7 +27,7 @@ except PermissionError:
     print("refused")
 """
 
-# Reads IPFIX until it has a flow to a port, and the slices' names.
+# Reads IPFIX until it has all of a flow to a port, and the slices' names.
 TAKE = """
 import json, socket, sys
 from ipfixbed import Reader, facts
@@ -39,7 +39,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         reader.message(link.recv(65535))
         found = [facts(record) for _, _, record in reader.data]
         found = [fact for fact in found if fact["ports"][1:] == (port,)]
-        if found and reader.told:
+        if sum(fact["counts"][1] for fact in found) > 5000 and reader.told:
             break
 print(json.dumps([found, reader.wrong, sorted(set(reader.told.values()))]))
 """
@@ -98,17 +98,18 @@ def test_node_is_up_and_doctor_has_no_complaint(up):
 
 def test_a_slices_flow_is_recorded_and_answered_on_both_sockets(up):
     assert talk(up, 8001) == "refused"
-    [flow] = records(up, 8001)
-    assert (flow["originator"]["slice"], flow["responder"]["slice"]) == ("web", "web")
-    assert flow["originator"]["bytes"] > 5000
+    shares = records(up, 8001)  # two, where the minute's dump comes in between
+    assert {(r["originator"]["slice"], r["responder"]["slice"]) for r in shares} == {("web", "web")}
+    assert sum(share["originator"]["bytes"] for share in shares) > 5000
+    [flow] = {share["flow_id"] for share in shares}
     curl = ("curl", "-sS", "--unix-socket", "/run/netflow-serve/http.sock")
     answer = json.loads(up.run(*curl, "http://x/v1/flows?q=port%208001"))
-    assert [record["flow_id"] for record in answer["records"]] == [flow["flow_id"]]
+    assert {record["flow_id"] for record in answer["records"]} == {flow}
     metrics = up.run(*curl, "http://x/metrics")
     assert "netflow_up 1.0" in metrics
     # Read from the eBPF programs' pinned map.
     assert 'vnet_refusals_total{kind="raw",slice="web"}' in metrics
-    assert '"kind":"raw"' in up.journal("-u", "vnet-watch")
+    until(lambda: '"kind":"raw"' in up.journal("-u", "vnet-watch"), what="the event is told")
 
 
 def test_a_flow_is_exported(up):
@@ -124,8 +125,7 @@ def test_a_flow_is_exported(up):
             found, wrong, told = json.loads(taker.communicate(timeout=60 * PATIENCE)[0])
         finally:
             taker.kill()
-    assert wrong == [] and "web" in told
-    assert sum(fact["counts"][1] for fact in found) > 5000
+    assert found and wrong == [] and "web" in told
 
 
 @pytest.mark.parametrize("unit", DAEMONS)
@@ -142,7 +142,7 @@ def test_reloaded_they_go_on(up):
     up.units("reload", "vnet.service", "vnet-watch.service")
     assert status(up)["whole"]
     talk(up, 8003)
-    assert [flow["originator"]["slice"] for flow in records(up, 8003)] == ["web"]
+    assert {flow["originator"]["slice"] for flow in records(up, 8003)} == {"web"}
 
 
 @pytest.mark.parametrize("verb", ["start", "restart", "stop"])
@@ -155,14 +155,15 @@ def test_a_firewall_that_flushes_all_tables_does_not_leave_the_node_without_rule
 
 FLUSHES = {
     "nft": ("nft", "flush", "ruleset"),
-    "legacy": ("sh", "-c", "for t in raw mangle; do iptables-legacy -t $t -F; done"),
+    "legacy": ("sh", "-c", "for t in raw mangle; do iptables-legacy -w -t $t -F; done"),
 }
 
 
 @pytest.mark.parametrize("variant", ["legacy", "nft"])  # and is as it was
 def test_rules_flushed_by_hand_are_put_back_within_the_sandbox(up, variant):
     def told() -> int:
-        return up.journal("-u", "vnet-watch").count(f"IPv4 ({variant}): chain VNET-OUT")
+        # Not which table: they are read one by one, and its look may have begun before.
+        return up.journal("-u", "vnet-watch").count(f"({variant}): ")
 
     up.run("vnet", "up", "--variant", variant)
     before = told()

@@ -110,6 +110,7 @@ def test_the_commands_answer_by_name(bed: Thread):
     ):
         sender.result()
         port = str(receiver.port)
+        bed.record(dport=[receiver.port])  # asked until it is there; a command asks once
         [said] = json.loads(
             bed.flows.cli("query", "--slice", "a", "--dport", port, "-o", "json").stdout
         )["records"]

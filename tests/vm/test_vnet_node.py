@@ -33,9 +33,7 @@ VARIANT = ("nft", "legacy")[TURN]
 @pytest.fixture
 def node(slices, tmp_path) -> Iterator[vnetbed.Node]:
     """Two slices, a node that is down, and no module; down again at the end."""
-    if module.loaded() and module.users() == 0:
-        subprocess.run(["rmmod", copyxid.MODULE], check=True)
-    assert not module.loaded()
+    assert module.unload(seconds=60)  # nf_tables may still be giving rules' references back
     # What the kernel registers stays registered: let it be there before.
     subprocess.run(["modprobe", "nf_conntrack"], check=True)
     # As the kernel sets them, so that `up` has something to change.

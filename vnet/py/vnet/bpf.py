@@ -36,9 +36,11 @@ def version() -> str:
 
 def instances(bpf_dir: Path) -> list[Path]:
     """The instances in the kernel, of whatever version."""
-    if not bpf_dir.is_dir():
+    try:
+        found = list(bpf_dir.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # or it goes in this moment
         return []
-    return sorted(p for p in bpf_dir.iterdir() if re.fullmatch(r"[0-9a-f]{12}", p.name))
+    return sorted(path for path in found if re.fullmatch(r"[0-9a-f]{12}", path.name))
 
 
 def load(bpf_dir: Path, lsm: bool) -> Path:

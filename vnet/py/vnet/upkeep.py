@@ -122,12 +122,12 @@ def tend(kept: Upkeep, paths: Paths) -> None:
             kept.complaint = error.message
             _say(f"rules of ours are gone, and cannot be put back: {error}")
         return
-    now = time.monotonic()
-    kept.rested = now + (now - began) / _SHARE
     if wrong:
         _rest(kept)
         _say("rules of ours were changed, and are as they were again: " + "; ".join(wrong))
     else:
+        now = time.monotonic()
+        kept.rested = now + (now - began) / _SHARE
         kept.whole, kept.read, kept.complaint = sizes, now, ""
 
 

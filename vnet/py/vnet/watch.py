@@ -225,7 +225,9 @@ def _reload(watched: Watched, inotify: INotify) -> None:
     _refresh(watched, list(watched.xids))
     # Ids that an earlier run (or nobody) knew to be gone. The tables first: what
     # is in one and not found afterwards is gone, not new.
-    held = {number for table in watched.tables for number in table.table()}
+    with guard.lock(watched.paths):
+        tables = watched.tables if _current(watched) else []
+        held = {number for table in tables for number in table.table()}
     live = cgroups.live_ids(watched.root)
     for number in held - live:
         watched.gone.setdefault(number, time.monotonic() + watched.linger)
