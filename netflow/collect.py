@@ -123,13 +123,15 @@ def _collect(
     options: Options, bell: socket.socket, ringer: socket.socket, stopping: Stopping
 ) -> None:
     kept = history.open_store(options.store, options.node)
-    # Events are asked for before the first dump: between them nothing is missed.
+    # Events are asked for before the gap before this run ends, and that before the
+    # first dump: what comes in between is recorded, and never missed.
+    events = nfct.open_events(options.receive_buffer)
     began = clock.now()
     state = State(
         receive_buffer=options.receive_buffer,
         store=kept,
         writer=writer.start(ringer),
-        events=nfct.open_events(options.receive_buffer),
+        events=events,
         requests=nfct.open_requests(),
         fresh=Fresh(ringer),
         began=began,

@@ -83,9 +83,9 @@ def _stop_following(state: State) -> None:
 
 
 def _begin_anew(state: State) -> None:
-    began = clock.now()
     state.writer = writer.start(state.fresh.bell)
     state.events = nfct.open_events(state.receive_buffer)
+    began = clock.now()  # as in collect: the gap ends when events are heard
     state.requests = nfct.open_requests()
     state.dropped = 0
     state.began = state.caught_up = state.looked = began

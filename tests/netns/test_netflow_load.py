@@ -73,7 +73,7 @@ def test_many_live_connections_fit_into_memory_also_after_a_restart(node, tmp_pa
         print("memory", flows.memory(), "kB")
         assert flows.stop() == 0
     with collector(node, tmp_path) as flows:
-        spread(node, 1000)
+        spread(node, 1000, first=MANY)
         until(lambda: flows.top()[1]["packets"] == MANY + 1000, 240)
         destroy(node)
         until(lambda: flows.status()["live"] == 0, 240)

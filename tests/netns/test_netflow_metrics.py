@@ -210,11 +210,14 @@ def test_a_prometheus_server_scrapes_it_and_the_dashboard_has_data(flows, export
     with serving(tmp_path, flows.socket, *options), prometheus(tmp_path, listening) as server:
 
         def scraped():
-            """A moment after two scrapes, the last of which was answered in time."""
-            at = f"{time.time():.3f}"
+            """When the last scrape was that was answered in time, if there were two.
+
+            Its own time: whatever is asked for that, a scrape that goes on now is later.
+            """
             with suppress(OSError):
-                two = evaluate(server, "rate(netflow_cpu_seconds_total[1m])", at)
-                return at if two and evaluate(server, "up == 1", at) else None
+                last = evaluate(server, "timestamp(up == 1)", f"{time.time():.3f}")
+                at = f"{last[0][1]:.3f}" if last else None
+                return at and evaluate(server, "rate(netflow_cpu_seconds_total[1m])", at) and at
             return None
 
         at = until(scraped, what="two scrapes")

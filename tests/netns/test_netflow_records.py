@@ -93,11 +93,11 @@ def test_udp_with_and_without_answers(node, tmp_path, address, tool):
 def test_a_ping_has_type_code_and_id_and_no_ports(node, tmp_path, address, proto, kind):
     connmark(node, A, tool="ip6tables" if ":" in address else "iptables")
     with collector(node, tmp_path) as flows:
-        node.run("ping", "-q", "-c", "2", "-i", "0.2", address)
+        node.run("ping", "-q", "-e", "4711", "-c", "2", "-i", "0.2", address)
         [record] = flows.records()
         assert record["proto"] == proto
         assert (record["icmp"]["type"], record["icmp"]["code"]) == (kind, 0)
-        assert record["icmp"]["id"] > 0
+        assert record["icmp"]["id"] == 4711
         assert "sport" not in record
         assert sums([record])[0] == sums([record])[2] == 2
         assert owners(record) == (A, 0)

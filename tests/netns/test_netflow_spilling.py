@@ -76,10 +76,10 @@ def test_a_question_that_spills_leaves_the_collector_room_on_a_disk_that_has_fil
     with closing(kept.con.cursor()) as cursor:
         cursor.execute(sorting(ROWS))
     (disk / "ballast").write_bytes(bytes(free(disk) - (24 << 20)))
+    asked = "SELECT current_setting('max_temp_directory_size')"
+    began = kept.con.execute(asked).fetchall()
     archiver = history.start(kept, history.Keeping(), disk / "registry.db")
     try:
-        asked = "SELECT current_setting('max_temp_directory_size')"
-        began = kept.con.execute(asked).fetchall()
         until(lambda: kept.con.execute(asked).fetchall() != began, what="the archiver looks")
         with (
             closing(kept.con.cursor()) as cursor,
