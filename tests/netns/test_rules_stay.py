@@ -125,6 +125,29 @@ def test_a_legacy_rule_in_the_place_of_another_of_its_length_is_found_when_they_
     assert node.json("status")["whole"]
 
 
+#: looks once, has the rules flushed, and looks again
+REPAIRS = """
+import subprocess
+import vnetbed
+from vnet import upkeep
+paths = vnetbed.paths_from_env()
+kept = upkeep.Upkeep(upkeep.listen())
+upkeep.tend(kept, paths)
+assert kept.rested > 0.0
+subprocess.run(["nft", "flush", "ruleset"], check=True)
+kept.due = kept.rested = 0.0
+upkeep.tend(kept, paths)
+assert kept.rested == 0.0 < kept.tried
+"""
+
+
+def test_what_a_repair_takes_is_not_waited_for_as_what_looking_takes(node):
+    """Twenty times that, and rules that are flushed again would be gone for half a minute."""
+    node.vnet("up", "--variant", "nft")
+    assert "are as they were again" in node.python("-c", REPAIRS).stderr
+    assert node.json("status")["whole"]
+
+
 def test_what_cannot_be_put_back_is_told_once_and_tried_again(node, slices):
     node.vnet("up", "--variant", "nft")
     program = Path(state.load(node.paths.state).instance, "progs", "vnet_odd")
