@@ -1,8 +1,9 @@
 """The thread that writes: the store's work is done there while events are being read.
 
 Jobs are done one after another in the order they were given, so that what is
-given after something is done when that is durable. After a failure no more
-jobs are done: the store stays as of its last commit.
+given after something is done when that is durable. One for which there is no
+memory, because a question has it all, is done once more when there is. After
+any other failure no more jobs are done: the store stays as of its last commit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
+
+from netflow import store
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ def stop(writer: Writer) -> None:
 def _do(writer: Writer, job: Callable[[], T]) -> T:
     check(writer)
     try:
-        return job()
+        return store.patiently(job)
     except BaseException as error:
         writer.failed = error
         with suppress(OSError):

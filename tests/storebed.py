@@ -47,7 +47,8 @@ def columns(*rows):
 
 
 def put(kept, *rows, caught_up=T0 + 1000 * SEC):
-    store.commit(kept, columns(*rows), store.Mark(caught_up))
+    flows, mark = columns(*rows), store.Mark(caught_up)
+    store.patiently(lambda: store.commit(kept, flows, mark))  # as netflow.writer does
 
 
 def archiver_of(kept):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -16,11 +16,20 @@ from numpy.typing import NDArray
 from netflow.node import Node
 
 PATIENCE = 30.0
-"""Seconds a commit waits for memory that questions use. Such a question fails as soon as there
+"""Seconds the writer waits for memory that questions use. Such a question fails as soon as there
 is none left, so that in truth it is a moment."""
+# How DuckDB says so at COMMIT, whose errors have a class of their own.
+_NO_MEMORY = (
+    "could not allocate block of size",
+    "failed to allocate data of size",
+    "failed to offload data block of size",
+    "failed to pin block of size",
+    "failed to reserve memory data of size",
+)
 DATABASE = "flows.duckdb"
 
 Columns = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -55,6 +64,27 @@ class Store:
     losses: int = 0
     segment: Segment | None = None
     floor: int = 1
+
+
+def patiently(job: Callable[[], T]) -> T:
+    """Do something in the store; once more while questions have all memory, PATIENCE s at most.
+
+    They have theirs from the same pool. What is done has to be all or nothing, or to begin anew.
+    """
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return job()
+        except (duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
+            if not _lacks_memory(error) or monotonic() > deadline:
+                raise
+            sleep(0.05)
+
+
+def _lacks_memory(error: duckdb.Error) -> bool:
+    return isinstance(error, duckdb.OutOfMemoryException) or any(
+        words in str(error) for words in _NO_MEMORY
+    )
 
 
 @contextmanager

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic, sleep
-
-import duckdb
-
-from netflow.store.database import PATIENCE, Columns, Store, as_times, transaction
+from netflow.store.database import Columns, Store, as_times, transaction
 from netflow.store.room import check_room
 from netflow.store.runs import Mark, mark_run
 from netflow.store.segments import roll, segment_for
@@ -23,30 +19,9 @@ _COLUMNS = (
 def commit(store: Store, flows: Columns | None, mark: Mark) -> None:
     """Write records, and how far the collector is. Durable on return.
 
-    Questions have their memory from the same pool: while one has it all, this
-    waits for it, PATIENCE seconds at most. Raises FullError where the disk has
-    no room; then nothing is written.
+    Raises FullError where the disk has no room; then, as after any error, nothing is written.
     """
     check_room(store, len(flows["start"]) if flows is not None else 0)
-    deadline = monotonic() + PATIENCE
-    while True:
-        try:
-            _commit(store, flows, mark)
-            return
-        except (duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
-            if not _lacks_memory(error) or monotonic() > deadline:
-                raise
-            sleep(0.05)
-
-
-def _lacks_memory(error: duckdb.Error) -> bool:
-    """Whether DuckDB's pool was full, be it at COMMIT itself, which says so in words only."""
-    return isinstance(error, duckdb.OutOfMemoryException) or any(
-        words in str(error) for words in ("failed to pin block", "could not allocate block")
-    )
-
-
-def _commit(store: Store, flows: Columns | None, mark: Mark) -> None:
     was = store.segment, store.floor
     rows = was[0].rows if was[0] else 0
     try:

@@ -1,7 +1,9 @@
 """The store, and what is asked of it: real DuckDB files, no collector."""
 
+import socket
 import threading
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from storebed import SEC, T0, addr, archiver_of, flow, put, tenures
 from vnet.testing.poll import until
 
-from netflow import access, history, names, questions, store
+from netflow import access, history, names, questions, store, writer
 from netflow.history import archive
 from netflow.wire import Filter, Flows, Header, Top, Trailer
 
@@ -331,18 +333,19 @@ def test_a_question_that_goes_on_keeps_no_commit_waiting(tmp_path):
 
 
 class Full:
-    """A connection whose pool is full at the next COMMIT, as DuckDB says it."""
+    """A connection whose pool is full at the next statement of a kind, as DuckDB says it."""
 
-    def __init__(self, con, words):
-        self.con, self.words = con, [words]
+    def __init__(self, con, error, at="COMMIT"):
+        self.con, self.errors, self.at = con, [error], at
 
     def __getattr__(self, name):
         return getattr(self.con, name)
 
     def execute(self, sql, *params):
-        if sql == "COMMIT" and self.words:
-            self.con.execute("ROLLBACK")
-            raise duckdb.TransactionException(self.words.pop())
+        if sql.startswith(self.at) and self.errors:
+            if self.at == "COMMIT":
+                self.con.execute("ROLLBACK")
+            raise self.errors.pop()
         return self.con.execute(sql, *params)
 
 
@@ -367,13 +370,30 @@ def test_questions_that_overlap_do_not_let_the_log_grow(opened):
     assert longest < 400_000  # of 800,000
 
 
-def test_a_commit_waits_for_memory_that_it_lacks_at_the_last_moment(opened, asked):
-    words = "TransactionContext Error: Failed to commit: failed to pin block of size 256.0 KiB"
-    opened.con = Full(opened.con, words)
+@pytest.mark.parametrize("what", ["pin block", "offload data block"])
+def test_a_commit_waits_for_memory_that_it_lacks_at_the_last_moment(opened, asked, what):
+    words = f"TransactionContext Error: Failed to commit: failed to {what} of size 64.0 KiB"
+    opened.con = Full(opened.con, duckdb.TransactionException(words))
     put(opened, flow(sport=7))
-    assert opened.con.words == []
+    assert opened.con.errors == []
     assert found(asked) == [7]
-    opened.con.words = ["TransactionContext Error: Failed to commit: something else"]
+    words = "TransactionContext Error: Failed to commit: something else"
+    opened.con.errors = [duckdb.TransactionException(words)]
     with pytest.raises(duckdb.TransactionException, match="something else"):
         put(opened, flow(sport=8))
     assert found(asked) == [7]
+
+
+def test_whatever_the_writer_does_waits_for_memory(opened):
+    words = "failed to allocate data of size 256.0 KiB (19.0 MiB/19.0 MiB used)"
+    opened.con = Full(opened.con, duckdb.OutOfMemoryException(words), "INSERT INTO losses")
+    bell, ringer = socket.socketpair()
+    begun = writer.start(ringer)
+    job = partial(store.note_loss, opened, T0, T0 + SEC, "overrun", 3)
+    writer.call(begun, job)
+    writer.check(begun)
+    writer.stop(begun)
+    assert opened.con.errors == []
+    assert [gap.events for gap in store.gaps(opened.con, T0, T0 + SEC, T0 + SEC)] == [3]
+    bell.close()
+    ringer.close()
