@@ -69,7 +69,12 @@ def query(limit: int | None, socket: Path, **rest: Any) -> None:
     help="Only traffic with peers there; needs --inside.",
 )
 @click.option(
-    "-n", "number", type=click.IntRange(0), default=10, show_default=True, help="How many; 0: all."
+    "-n",
+    "number",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="How many; 0: all, but 100,000.",
 )
 @click.option(
     "-f",

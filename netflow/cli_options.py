@@ -40,7 +40,7 @@ number_option = click.option(
     type=click.IntRange(0),
     default=100,
     show_default=True,
-    help="How many; 0: all.",
+    help="How many; 0: all, but 100,000.",
 )
 
 

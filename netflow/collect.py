@@ -168,7 +168,7 @@ def _follow(state: State, options: Options, bell: socket.socket, stopping: Stopp
         except (store.StoreError, duckdb.Error) as error:
             if not store.is_full(error):
                 raise
-            full.outlast(state, bell, lambda: stopping.asked)
+            full.outlast(state, bell, lambda: stopping.asked, error)
 
 
 def _loop(state: State, options: Options, bell: socket.socket, stopping: Stopping) -> None:

@@ -119,7 +119,8 @@ def dump(state: State, active: bool) -> bool:
     _log.debug("dump: %d live, %.0f ms of CPU", state.dump_rows, state.dump_cost * 1e3)
     if active:
         commit(state)
-        writer.post(state.writer, partial(fresh.reached, state.fresh, upto))
+        if whole:  # or nobody knows of some entries up to when they are recorded
+            writer.post(state.writer, partial(fresh.reached, state.fresh, upto))
     return whole and caught_up
 
 

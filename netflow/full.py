@@ -31,9 +31,15 @@ LOOK = 1.0
 _log = logging.getLogger("netflow")
 
 
-def outlast(state: State, bell: socket.socket, stopping: Callable[[], bool]) -> None:
-    """Wait until the store can be written to, and begin anew; or until stopping."""
+def outlast(
+    state: State, bell: socket.socket, stopping: Callable[[], bool], error: BaseException
+) -> None:
+    """Wait until the store can be written to, and begin anew; or until stopping.
+
+    error: what said that it cannot.
+    """
     _give_up(state)
+    room = _room(error)
     alive_every = systemd.watchdog()
     pause = min(LOOK, alive_every) if alive_every else LOOK
     while not stopping():
@@ -41,28 +47,32 @@ def outlast(state: State, bell: socket.socket, stopping: Callable[[], bool]) -> 
         select.select([bell], [], [], pause)
         with suppress(BlockingIOError):
             bell.recv(4096)
-        # Somewhat more than what a commit wants, or it would be full again at once.
-        if not store.has_room(state.store, store.ROOM):
+        if not store.has_room(state.store, room):
             continue
         try:
             _begin_anew(state)
             return
-        except Exception as error:
-            if not store.is_full(error):
+        except Exception as again:
+            if not store.is_full(again):
                 raise
+            room = max(room, _room(again))
             _stop_following(state)
+
+
+def _room(error: BaseException) -> int:
+    """Bytes to wait for: more than a commit wants, or it would be full again at once."""
+    return max(store.ROOM, 2 * error.wanted if isinstance(error, store.FullError) else 0)
 
 
 def gap(state: State) -> list[Gap]:
     """The gap that goes on, if the disk is full: until this moment."""
-    if not state.full_since:
-        return []
-    return [Gap(since=state.full_since, until=time_ns(), what=WHAT)]
+    since = state.full_since  # once: it may be over in this moment
+    return [Gap(since=since, until=time_ns(), what=WHAT)] if since else []
 
 
 def _give_up(state: State) -> None:
     _stop_following(state)
-    last = store.last_run(state.store.con)
+    last = store.patiently(lambda: store.last_run(state.store.con))
     state.full_since = last.until if last else state.began.real
     since = datetime.fromtimestamp(state.full_since // SECOND, UTC)
     _log.error(

@@ -41,9 +41,10 @@ def end_overrun(state: State) -> None:
     loss = state.loss
     if loss is None:
         return
-    loss.until, loss.events = clock.now().real, dropped(state)
+    now = nfct.dropped(state.events)
+    loss.until, loss.events = clock.now().real, now - loss.dropped_before & 0xFFFFFFFF
     _log.warning("about %d events were lost", loss.events)
-    state.dropped = nfct.dropped(state.events)
+    state.dropped = now
     state.loss = None
     state.owed.append(loss)
     settle(state)
@@ -116,8 +117,9 @@ def silence(state: State, last: store.Run, boot_id: str, what: str = "not-runnin
     if what == "not-running":
         what = "rebooted" if rebooted and last.boot_id else what
         note = "" if last.clean else "the collector before did not stop in order"
-    since = last.until if rebooted else min(last.until, began.real - length)
-    _note(state, since, began.real, what, estimated=missing, note=note)
+    since = min(last.until, began.real if rebooted else began.real - length)
+    until = max(last.until, began.real) if rebooted else began.real
+    _note(state, since, until, what, estimated=missing, note=note)
 
 
 def _note(

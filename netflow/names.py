@@ -59,6 +59,7 @@ class Names:
     registry: Path
     params: dict[str, list[Any]] = field(default_factory=dict)
     seen: tuple[int, int] | None = None
+    failed: tuple[int, int] | None = None  #: that of which it was said that it cannot be read
 
 
 def tenures(names: Names, now: int) -> dict[str, list[Any]]:
@@ -68,10 +69,13 @@ def tenures(names: Names, now: int) -> dict[str, list[Any]]:
     """
     found = changed(names.registry)
     if names.seen != found or not names.params:
-        names.params = _read(names.registry)
+        params = _read(names.registry, quietly=names.failed == found)
+        names.params = params or params_of([])
         # File times tick in milliseconds: a change right after this one might
-        # leave the same time behind, so a fresh file is not trusted yet.
-        names.seen = found if now - found[0] > 2 * SECOND else None
+        # leave the same time behind, so a fresh file is not trusted yet. And what
+        # failed may succeed: there may have been no descriptor left.
+        names.seen = found if params and now - found[0] > 2 * SECOND else None
+        names.failed = None if params else found
     return names.params
 
 
@@ -84,15 +88,17 @@ def changed(registry: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _read(registry: Path) -> dict[str, list[Any]]:
+def _read(registry: Path, quietly: bool) -> dict[str, list[Any]]:
+    """As ``params_of``; empty if it cannot be read, which is said unless it was before."""
     try:
         with open_readonly(registry) as opened:
             return params_of([(t.xid, t.slice, t.since, t.until) for t in opened.tenures()])
     except FileNotFoundError:
         return params_of([])
     except (OSError, sqlite3.Error) as error:
-        _log.warning("cannot read names from %s", error)
-        return params_of([])
+        if not quietly:
+            _log.warning("cannot read names from %s", error)
+        return {}
 
 
 def held_by(

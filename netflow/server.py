@@ -171,13 +171,24 @@ def _accept(server: Server) -> None:
             busy = _busy(server, who)
             if not busy:
                 server.clients[client] = Client(who)
+        if not busy:
+            busy = _begin(server, client)
         if busy:
             _refuse(client, busy)
-        else:
-            thread = threading.Thread(target=_serve, args=(server, client), daemon=True)
-            with server.lock:
-                server.threads.append(thread)
+
+
+def _begin(server: Server, client: socket.socket) -> str:
+    """Have a client served; why that cannot be, if it cannot."""
+    thread = threading.Thread(target=_serve, args=(server, client), daemon=True)
+    with server.lock:  # it is known before it can have ended
+        try:
             thread.start()
+        except RuntimeError as error:  # as many threads as there may be: somebody's fork bomb
+            _log.warning("cannot answer a question: %s", error)
+            server.clients.pop(client, None)
+            return "this machine can start no more threads: ask again"
+        server.threads.append(thread)
+    return ""
 
 
 def _busy(server: Server, who: access.Peer) -> str:
@@ -208,6 +219,8 @@ def _say(client: socket.socket, error: str, why: Why) -> None:
 
 
 def _serve(server: Server, client: socket.socket) -> None:
+    import duckdb
+
     given = list[int]()
     asking = server.clients[client]
     try:
@@ -233,6 +246,8 @@ def _serve(server: Server, client: socket.socket) -> None:
         _say(client, str(error), "busy")
     except (StoreError, FileError) as error:
         _say(client, str(error), "failed")
+    except duckdb.Error as error:  # a question has all memory, say
+        _say(client, str(error).splitlines()[0], "failed")
     except OSError as error:
         _log.debug("a client went away: %s", error)
     except Exception:

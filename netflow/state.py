@@ -9,7 +9,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from netflow import clock, ct, estimate, store, writer
+from netflow import clock, ct, estimate, store, systemd, writer
 from netflow.clock import Now
 from netflow.fresh import Fresh
 from netflow.sums import Sums, add
@@ -149,3 +149,4 @@ def _next_batch(state: State) -> ct.FlowBatch:
             return state.buffers.spare.get(timeout=_STALLED)
         except Empty:
             writer.check(state.writer)
+            systemd.notify("WATCHDOG=1")  # the disk is slow: that is no reason to be killed

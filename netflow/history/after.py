@@ -130,6 +130,8 @@ def _step(
 ) -> tuple[Found, bool]:
     """Read of the segment of a position, or go to the next one; whether either could be done."""
     at = found.position
+    if (told := parts.get(at.segment)) and told.file and not Path(told.file).exists():
+        del parts[at.segment]  # somebody has removed it: what comes after it can be had
     part = parts.get(at.segment)
     if part and at.row > part.records:
         # The store was set back, from a copy: what it has now is not what was read.
@@ -259,6 +261,8 @@ def keep_order(con: duckdb.DuckDBPyConnection, store: Path, number: int) -> None
         return
     try:
         at = {note.read_text() for note in home.glob("*.at")}
+        # Who was just told of a segment may not yet be done with the one before.
+        at |= {str(int(number) - 1) for number in at if number.isdecimal()}
         for order in home.glob("*.order"):
             if order.stem not in at:
                 order.unlink()

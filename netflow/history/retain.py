@@ -101,17 +101,19 @@ def _short(con: duckdb.DuckDBPyConnection, root: Path, keeping: Keeping) -> int:
     """Bytes that must be freed, besides those of files that are on their way out.
 
     What a question has spilt is free again when it ends. That may be now, and
-    it may spill more: history must go for neither.
+    it may spill more: history must go for neither. Nor for what others than root
+    write for a moment: what is kept from them (ext4's reserve, as large) is free.
     """
     spilt = store.spilt(con)
-    disk = os.statvfs(root)
+    free = store.free(root)
     spilt = max(spilt, store.spilt(con))
+    disk = os.statvfs(root)
     floor = max(keeping.free, int(keeping.free_part * disk.f_blocks * disk.f_frsize))
     leaving = 0
     for (name,) in con.execute("SELECT name FROM doomed").fetchall():
         path = root / name
         leaving += path.stat().st_size if path.exists() else 0
-    return floor - disk.f_bavail * disk.f_frsize - leaving - spilt
+    return floor - free - leaving - spilt
 
 
 def _drop(con: duckdb.DuckDBPyConnection, names: list[str], now: int, why: str) -> None:

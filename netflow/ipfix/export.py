@@ -91,6 +91,7 @@ def run(options: Options) -> int:
             export = Export(options, place, bell, place.progress.position)
             systemd.notify(f"READY=1\nSTATUS=to {options.to}")
             try:
+                _save(export)  # before anything is sent: it would be sent again at each start
                 _follow(export)
             except Stopped:
                 pass

@@ -149,6 +149,15 @@ def checked_limit(limit: int) -> int:
     return limit
 
 
+MOST = 100_000
+"""Rows of an answer that is put together in memory: some 50 MB."""
+
+
+def bounded(limit: int) -> int:
+    """How many rows there are at most in such an answer, where 0 asks for all of them."""
+    return min(checked_limit(limit) or MOST, MOST)
+
+
 def checked_port(port: int) -> int:
     """Raises ValueError for one that cannot be."""
     if not 0 <= port <= 65535:

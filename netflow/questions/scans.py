@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netflow import access, names
-from netflow.questions.common import Period, Put, address, checked_limit, chosen, header, select
+from netflow.questions.common import Period, Put, address, bounded, chosen, header, select
 from netflow.wire import Scans, Trailer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def scans(
         raise ValueError("packets: 0 or more")
     records = chosen(con, ask.filter, known, p, scope)
     # One more than asked for shows whether some were left out.
-    limit = f"LIMIT {checked_limit(ask.limit) + 1}" if ask.limit else ""
+    limit = f"LIMIT {bounded(ask.limit) + 1}"
     params = {key: getattr(ask, key) for key in ("hosts", "ports", "packets", "window")}
     rows: list[tuple[Any, ...]] = []
     sql = _SQL.format(cte=names.CTE, records=records.sql, limit=limit)
@@ -84,7 +84,7 @@ def scans(
         for row in chunk:
             host = None if row[6] is None else address(row[6])
             rows.append((*row[:6], host, *row[7:]))
-    shown = rows[: ask.limit] if ask.limit else rows
+    shown = rows[: bounded(ask.limit)]
     put(header(SCAN_COLUMNS, p))
     for row in shown:
         put(row)

@@ -15,7 +15,7 @@ from netflow import access, names
 from netflow.filters import implied
 from netflow.language import All, And, parse
 from netflow.questions import local
-from netflow.questions.common import Period, Put, address, checked_limit, chosen, header, select
+from netflow.questions.common import Period, Put, address, bounded, chosen, header, select
 from netflow.when import iso, parse_time
 from netflow.wire import Filter, Gap, Spoofed, Trailer
 
@@ -59,9 +59,9 @@ def spoofed(
     """Answer with what the guard saw, by slice, kind and source, and with flows from addresses
     that are not this node's; the newest first. Raises ValueError, StoreError.
     """
-    limit = checked_limit(ask.limit)
+    limit = bounded(ask.limit)
     records = chosen(con, ask.filter, known, p, scope)
-    sql = _SQL.format(records=records.sql, limit=f"LIMIT {limit + 1}" if limit else "")
+    sql = _SQL.format(records=records.sql, limit=f"LIMIT {limit + 1}")
     params = {**records.params, **local.params(local.addresses())}
     rows: list[tuple[Any, ...]] = []
     for chunk in select(con, sql, params):
@@ -82,7 +82,7 @@ def spoofed(
     else:
         notes.append(_LEFT_OUT)
     rows.sort(key=lambda row: -row[7])
-    shown = rows[:limit] if limit else rows
+    shown = rows[:limit]
     told = header(SPOOFED_COLUMNS, p)
     told.gaps = [*told.gaps, *unknown]
     put(told)

@@ -13,7 +13,7 @@ from netflow.questions.common import (
     Period,
     Put,
     address,
-    checked_limit,
+    bounded,
     chosen,
     header,
     select,
@@ -72,8 +72,7 @@ def top(
     }
     answer = _by_slice if ask.of == "slice" else _by_key
     rows, total = answer(con, ask, parts, records)
-    limit = checked_limit(ask.limit)
-    shown = rows[:limit] if limit else rows
+    shown = rows[: bounded(ask.limit)]
     put(header(TOP_COLUMNS[ask.of], p))
     for row in shown:
         put(row)
@@ -250,10 +249,10 @@ def _by_key(
     both = " UNION ALL ".join(sides_of)
     summed, shared = _SUMMED.format(sides=both), _SHARED.format(sides=both, only="{only}")
     # One more than asked for shows whether some were left out.
-    limit = f"LIMIT {checked_limit(ask.limit) + 1}" if ask.limit else ""
+    limit = f"LIMIT {bounded(ask.limit) + 1}"
     # Either of the two fits into the store's memory where both at once may not:
     # flows of several shares are counted for the largest alone, unless they decide which it is.
-    at_once = ask.by == "flows" or not limit
+    at_once = ask.by == "flows" or not ask.limit
     if at_once:
         summed = f"{summed} UNION ALL {shared.format(only='')}"
     sql = _FIRST.format(cte=parts["cte"], summed=summed, order=_ORDER[ask.by], limit=limit)

@@ -16,7 +16,7 @@ from netflow.questions.common import (
     Period,
     Put,
     address,
-    checked_limit,
+    bounded,
     checked_port,
     chosen,
     header,
@@ -135,18 +135,16 @@ def who(
     Nearest to the time asked for, then attributed before not, then by how sure
     the owner is, then by bytes. Raises ValueError, StoreError.
     """
-    rows = _find(con, ask, known, p, scope, checked_limit(ask.limit or _MOST) + 1)
-    more = len(rows) > (ask.limit or _MOST)
-    rows = rows[: ask.limit or _MOST]
+    limit = bounded(ask.limit)
+    rows = _find(con, ask, known, p, scope, limit + 1)
+    more = len(rows) > limit
+    rows = rows[:limit]
     notes = [] if rows else _hints(con, ask, known, p, scope)
     put(header(WHO_COLUMNS, p))
     place = _places(con, known, p) if any(not row[1] for row in rows) else lambda row: ""
     for row in rows:
         put(_told(row, place(row)))
     put(Trailer(rows=len(rows), more=more, notes=notes))
-
-
-_MOST = 100_000
 
 
 def _places(

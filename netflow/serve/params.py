@@ -35,7 +35,7 @@ Network = Annotated[
     ),
 ]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Limit = Annotated[int, Field(ge=0, le=1 << 40, description="Rows at most; 0: all.")]
+Limit = Annotated[int, Field(ge=0, le=1 << 40, description="Rows at most; 0: all, but 100,000.")]
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 
 

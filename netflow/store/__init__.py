@@ -44,7 +44,7 @@ from netflow.store.live import (
 )
 from netflow.store.opening import SCHEMA_VERSION, open_store
 from netflow.store.records import commit
-from netflow.store.room import ROOM, FullError, bound_spilling, has_room, is_full, spilt
+from netflow.store.room import ROOM, FullError, bound_spilling, free, has_room, is_full, spilt
 from netflow.store.runs import (
     Mark,
     Run,
@@ -84,6 +84,7 @@ __all__ = [
     "end_run",
     "facts",
     "first_run",
+    "free",
     "gaps",
     "has_room",
     "hot_segments",

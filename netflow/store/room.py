@@ -24,26 +24,34 @@ _RECORD = 300  # bytes of the log that a record takes at most
 
 
 class FullError(StoreError):
-    """The disk is full."""
+    """The disk is full. wanted: bytes that would have had to be free."""
+
+    def __init__(self, message: str, wanted: int = 0) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+
+
+def free(path: Path) -> int:
+    """Bytes that the disk has left for us: what is reserved for root, too, if we are."""
+    disk = os.statvfs(path)
+    return (disk.f_bavail if os.geteuid() else disk.f_bfree) * disk.f_frsize
 
 
 def has_room(store: Store, size: int = _LEAST) -> bool:
     """So many bytes are free, and as many as the next checkpoint may take."""
-    disk = os.statvfs(store.path)
-    # What is reserved for root is ours if we are.
-    blocks = disk.f_bavail if os.geteuid() else disk.f_bfree
     log = store.path / f"{DATABASE}.wal"
     try:
         pending = log.stat().st_size
     except FileNotFoundError:
         pending = 0
-    return blocks * disk.f_frsize >= size + pending
+    return free(store.path) >= size + pending
 
 
 def check_room(store: Store, records: int) -> None:
     """Raise FullError if so many records might not fit."""
-    if not has_room(store, _LEAST + records * _RECORD):
-        raise FullError(f"the disk of {store.path} is full")
+    wanted = _LEAST + records * _RECORD
+    if not has_room(store, wanted):
+        raise FullError(f"the disk of {store.path} is full", wanted)
 
 
 def spilt(con: duckdb.DuckDBPyConnection) -> int:

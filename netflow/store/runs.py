@@ -79,15 +79,17 @@ def mark_run(store: Store, mark: Mark) -> None:
     Not by UPDATE: while any reader is older than a row's last update DuckDB makes
     no checkpoint, and where questions overlap one always is: the log would grow for ever.
     """
-    [(since, until, boot_id, clean)] = store.con.execute(
+    [(since, until, boot_id, clean, until_boot)] = store.con.execute(
         "DELETE FROM runs WHERE id = ?"
-        " RETURNING epoch_ns(since)::BIGINT, epoch_ns(until)::BIGINT, boot_id, clean",
+        " RETURNING epoch_ns(since)::BIGINT, epoch_ns(until)::BIGINT, boot_id, clean, until_boot",
         [store.run],
     ).fetchall()
+    # What is later the boot clock says: the other one may have been set back.
+    until = mark.caught_up if mark.boot > until_boot else max(until, mark.caught_up)
     store.con.execute(
         "INSERT INTO runs VALUES ($1, make_timestamp_ns($2), make_timestamp_ns($3), $4, $5, $6,"
         " $7, $8, $9)",
-        [store.run, since, max(until, mark.caught_up), boot_id, mark.boot, clean, mark.opens,
+        [store.run, since, until, boot_id, mark.boot, clean, mark.opens,
          mark.per_open, mark.per_second],
     )  # fmt: skip
 

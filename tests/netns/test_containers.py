@@ -83,6 +83,19 @@ def test_filters_and_qdiscs_of_others_stay(own: Bed):
     assert "pref 20 bpf" in filters(own, other, "egress")
 
 
+def test_where_somebody_has_a_qdisc_for_one_way_only_it_says_so_and_marks_the_others(own: Bed):
+    """Both of our filters would go there, and the second take the place of the first."""
+    dev = own.link_a.a_if
+    own.up.vnet("down")
+    own.node.run("tc", "qdisc", "add", "dev", dev, "ingress")
+    done = own.up.vnet("up", check=False)
+    assert done.returncode == 1
+    assert f"interface {dev}: somebody's qdisc ingress is where clsact has to be" in done.stderr
+    own.node.run("tc", "qdisc", "del", "dev", dev, "ingress")
+    own.up.vnet("up")
+    assert own.healthy() == []
+
+
 def test_somebody_else_s_filter_in_our_place_is_an_error_that_says_so(own: Bed):
     dev = own.link_a.a_if
     own.apply({})

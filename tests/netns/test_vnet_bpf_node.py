@@ -1,6 +1,7 @@
 """``vnet`` on the eBPF data path: up, down, status, the guard's mode, slices, killed half-way."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -576,6 +577,65 @@ def test_the_watcher_goes_on_with_another_version_and_ends_when_the_node_goes_do
         until(
             lambda: policy.read(instance(node)).slices.get(slices.b.id) == 65535, what="the new id"
         )
+
+
+@contextmanager
+def deep(top: Path, levels: int) -> Iterator[None]:
+    """Cgroups in one another, as who may make some in his own may make them."""
+    paths = [f"{top}{'/d' * level}" for level in range(1, levels + 1)]
+    made = []
+    try:
+        for path in paths:
+            os.mkdir(path)  # noqa: PTH102 (thousands, and long)
+            made.append(path)
+        yield
+    finally:
+        for path in reversed(made):
+            os.rmdir(path)  # noqa: PTH106
+
+
+def test_very_deep_cgroups_of_a_slice_stop_neither_commands_nor_the_watcher(node, slices):
+    node.vnet("up")
+    with deep(slices.a.path, 1500), cgroup.cgroup() as late, watching(node):
+        node.vnet("slice", "add", "late", "--cgroup", late.rel, "--xid", "5")
+        node.vnet("slice", "rm", "late")
+        assert node.json("status")["whole"]
+        cgroup.remove(slices.b.path)
+        slices.b.path.mkdir()
+        until(
+            lambda: policy.read(instance(node)).slices.get(slices.b.id) == 65535, what="the new id"
+        )
+
+
+def test_what_was_refused_just_before_the_node_went_down_is_in_the_log(node, slices):
+    """Nobody had read the ring, which goes with the programs."""
+    node.vnet("up")
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)"
+    done = node.ns.run(sys.executable, "-ISc", code, cgroup=slices.a, check=False)
+    assert "PermissionError" in done.stderr
+    node.vnet("down")
+    told = node.vnet("events", "--slice", "a", "--json").stdout.splitlines()
+    assert [json.loads(line)["kind"] for line in told] == ["raw"]
+
+
+def test_while_a_down_is_half_done_nobody_puts_the_rules_back(node):
+    """It was killed: without its programs, a node with our rules would send nothing."""
+    node.vnet("up")
+    node.paths.journal.write_text('{"step": "down"}\n')
+    node.ns.run("nft", "flush", "ruleset")
+    looks = """
+import vnetbed
+from vnet import upkeep
+kept = upkeep.Upkeep(upkeep.listen())
+upkeep.tend(kept, vnetbed.paths_from_env())
+"""
+    assert not node.python("-c", looks).stderr
+    assert "VNET" not in node.ns.run("iptables-nft-save").stdout
+    assert "killed half-way" in node.vnet("status", check=False).stdout
+    node.vnet("up")
+    assert node.json("status")["whole"]
+    node.vnet("down")
+    assert not node.paths.journal.exists()
 
 
 def test_doctor_says_what_would_break_the_guard(node):

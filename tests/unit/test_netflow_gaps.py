@@ -126,6 +126,26 @@ def test_after_a_boot_nothing_is_estimated_for_the_time_the_machine_was_off(stat
     assert "did not stop in order" in gap.note
 
 
+def test_a_boot_after_the_clock_was_set_back_leaves_no_time_untold(state):
+    """It was ahead when the run before had begun, or is behind now."""
+    before = last(state, until=state.began.real + 2 * HOUR, until_boot=HOUR, boot_id="another")
+    losses.silence(state, before, BOOT)
+    [gap] = gaps(state)
+    assert (gap.what, gap.since, gap.until) == ("rebooted", state.began.real, before.until)
+
+
+def test_how_far_a_run_is_follows_a_clock_that_is_set_back(state):
+    def until(real, boot):
+        made = replace(mark(state), caught_up=real, boot=boot)
+        writer.call(state.writer, lambda: store.commit(state.store, None, made))
+        return store.last_run(state.store.con).until
+
+    real, boot = state.began.real, state.began.boot
+    assert until(real + HOUR, boot + SECOND) == real + HOUR
+    assert until(real, boot + SECOND) == real + HOUR  # no later than the one before
+    assert until(real + SECOND, boot + 2 * SECOND) == real + SECOND
+
+
 def ends(count, proto=17, reason=1):
     return {
         "reason": np.full(count, reason, dtype=np.uint8),

@@ -170,6 +170,21 @@ def test_the_registry_is_read_again_when_it_appears_and_when_it_changes(tmp_path
     assert held(known, now) == [("a", 300), ("b", 301)]
 
 
+def test_a_registry_that_could_not_be_read_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "registry.db"
+    registry.assign(path, [registry.Request("a", 300)], now_ns=1)
+    os.utime(path, ns=(1, 1))
+    known, now = names.Names(path), time.time_ns()
+
+    def fails(_path):
+        raise OSError("Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names, "open_readonly", fails)
+        assert held(known, now) == held(known, now) == []
+    assert held(known, now) == [("a", 300)]
+
+
 def test_a_broken_registry_names_nothing(tmp_path):
     path = tmp_path / "registry.db"
     path.write_bytes(b"not a database" * 100)

@@ -1,6 +1,7 @@
 """The query socket without a collector: who is slow is not waited for."""
 
 import socket
+import threading
 import time
 from contextlib import closing, suppress
 
@@ -36,3 +37,23 @@ def test_a_request_that_comes_in_drips_is_not_waited_for_longer_than_any_other(
                 time.sleep(0.05)
             pytest.fail("it still listens")
     assert serving.clients == {}
+
+
+def test_where_no_thread_can_be_started_it_says_so_and_answers_the_next(serving, monkeypatch):
+    """Somebody's fork bomb."""
+
+    def ask():
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
+            link.connect(str(serving.path))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                link.sendall(b"no question\n")
+            return link.makefile().readline()
+
+    def refuses(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        assert "can start no more threads: ask again" in ask()
+    assert serving.clients == {}
+    assert '"why":"bad"' in ask()

@@ -51,6 +51,8 @@ _PATIENCE = 2.0
 """s without progress until it is given up, all sockets having been tried"""
 _MOST = 200
 """threads; more sockets that are locked keep us from what comes after them"""
+_ALL = 60.0
+"""s for all of it: who has very many files, or has sockets made all the time, holds nobody up"""
 _STACK = 1 << 18
 """bytes of a thread's"""
 
@@ -68,6 +70,7 @@ class Adopted:
     raw: set[int] = field(default_factory=set)  #: whose raw sockets are in this namespace: xids
     #: raw sockets of this namespace that were not reached: they may be anybody's
     unreached: int = 0
+    cut: bool = False  #: time was up, or too many were locked, before all had been looked at
 
 
 _left: dict[int, dict[int, int]] = {}
@@ -133,16 +136,17 @@ def _work(proc: Path, waiting: dict[int, int], pipe: int) -> None:
 
 def _adopt(proc: Path, waiting: dict[int, int]) -> Adopted:
     done = Adopted(locked=waiting)
+    deadline = time.monotonic() + _ALL
     for _pass in range(_PASSES):
         before = done.sockets
         done.refused, done.raw = {}, set()
         # Those made later are made under the policy in force.
         now = _Pass(proc, done, _raw())
-        _go_through(now)
+        done.cut = not _go_through(now, deadline)
         done.locked |= now.locked
         missing = now.raw - (now.seen - done.locked.keys())
         done.unreached = len(missing & _raw()) if missing else 0
-        if done.sockets == before:
+        if done.sockets == before or done.cut:
             break
     return done
 
@@ -163,7 +167,7 @@ class _Pass:
     def __init__(self, proc: Path, done: Adopted, raw: set[int]) -> None:
         self.proc, self.done, self.raw = proc, done, raw
         self.seen: set[int] = set()
-        self.finished = 0  #: how many
+        self.finished = 0  #: how many, and how many descriptors were looked at to find them
         self._in_hand: dict[int, tuple[int, int]] = {}  #: thread: (inode, pid)
         self._turn = threading.Lock()
         self._sockets = self._all()
@@ -192,9 +196,21 @@ class _Pass:
     def _all(self) -> Iterator[tuple[int, int, int]]:
         """Process, descriptor and inode of each socket that is in a process's table of files."""
         for pid in [int(path.name) for path in self.proc.iterdir() if path.name.isdigit()]:
-            for fd, inode in list(_sockets(self.proc, pid)):
+            for fd, inode in list(self._sockets_of(pid)):
                 if not (inode in self.seen or inode in self.done.locked or inode in self.locked):
                     yield pid, fd, inode
+
+    def _sockets_of(self, pid: int) -> Iterator[tuple[int, int]]:
+        """Descriptor and inode of the sockets in a process's table of files."""
+        # A process that has ended, or a kernel thread of an odd kind.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            for fd in os.listdir(self.proc / str(pid) / "fd"):  # noqa: PTH208 (thousands of names)
+                self.finished += 1
+                # Closed; or a file's name is longer than a page (ENAMETOOLONG, do_proc_readlink).
+                with suppress(OSError):
+                    target = os.readlink(f"{self.proc}/{pid}/fd/{fd}")  # noqa: PTH115
+                    if target.startswith("socket:["):
+                        yield int(fd), int(target[8:-1])
 
     def _one(self, pid: int, fd: int) -> None:
         try:
@@ -239,33 +255,27 @@ class _Pass:
             self.done.raw.add(after & lib.VNET_XID_MASK)
 
 
-def _go_through(now: _Pass) -> None:
-    """Have one thread do it all, and more where that is held up; those that are stay behind."""
+def _go_through(now: _Pass, deadline: float) -> bool:
+    """Have one thread do it all, and more where that is held up; those that are stay behind.
+
+    False: not all were looked at.
+    """
     threads: list[threading.Thread] = []
     before = -1
     while not threads or threads[-1].is_alive():
+        if time.monotonic() > deadline:
+            return False
         if now.finished == before or not threads:
             if len(threads) == _MOST:
-                break
+                return False
             threads.append(threading.Thread(target=now.work, daemon=True))
             threads[-1].start()
         before = now.finished
         threads[-1].join(_HURRY if len(threads) < _MOST else _PATIENCE)
-    deadline = time.monotonic() + _PATIENCE
+    patience = time.monotonic() + _PATIENCE
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _sockets(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
-    """Descriptor and inode of the sockets in a process's table of files."""
-    # A process that has ended, or a kernel thread of an odd kind.
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        for fd in os.listdir(proc / str(pid) / "fd"):  # noqa: PTH208 (names, thousands of them)
-            # Closed; or a file's name is longer than a page (ENAMETOOLONG, do_proc_readlink).
-            with suppress(OSError):
-                target = os.readlink(f"{proc}/{pid}/fd/{fd}")  # noqa: PTH115
-                if target.startswith("socket:["):
-                    yield int(fd), int(target[8:-1])
+        thread.join(max(0.0, patience - time.monotonic()))
+    return True
 
 
 # Not by the module socket, which lets no other thread run meanwhile, and whose

@@ -6,11 +6,11 @@ As in ``steps``: each finds what is not as asked, notes how to undo it, does it.
 import ctypes
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vnet import adopt, bpf, cgroups, containers, policy, sysctls
+from vnet import adopt, bpf, containers, events, owners, policy, sysctls
 from vnet.config import Slice
 from vnet.errors import BpfError
 from vnet.journal import Entry, Journal
@@ -45,6 +45,10 @@ def unmount() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(BPFFS), 0) == 0)
 
 
+_BATCHES = 20
+"""of events: more than a ring holds, if one should be filled meanwhile"""
+
+
 # -- the instance -------------------------------------------------------------
 
 
@@ -67,15 +71,25 @@ def load(notes: Journal, paths: Paths, new: State, lsm: bool) -> list[str]:
     return [] if instance in before else [f"loaded the eBPF programs into {instance}"]
 
 
+def _keep_events(paths: Paths) -> None:
+    """Write down what the rings still hold: an instance's ring goes with it."""
+    with suppress(OSError), closing(events.Drain(paths)) as drain:
+        for _ in range(_BATCHES):
+            if not drain.drain(wait=True):
+                break
+
+
 def remove_others(paths: Paths, instance: str) -> list[str]:
     """Remove the instances that no rule leads to any more."""
     done = []
-    for path in bpf.instances(paths.bpf_dir):
-        if str(path) != instance:
-            # Interfaces that only the slices of back then had.
-            done += containers.remove(path, Path(instance))
-            bpf.remove(path)
-            done.append(f"removed the eBPF programs in {path}")
+    others = [path for path in bpf.instances(paths.bpf_dir) if str(path) != instance]
+    if others:
+        _keep_events(paths)
+    for path in others:
+        # Interfaces that only the slices of back then had.
+        done += containers.remove(path, Path(instance))
+        bpf.remove(path)
+        done.append(f"removed the eBPF programs in {path}")
     return done
 
 
@@ -101,12 +115,10 @@ def wanted_policy(
     )
 
 
-def with_lingering(
-    instance: Path, wanted: Mapping[int, int], xids: set[int], root: Path
-) -> dict[int, int]:
+def with_lingering(instance: Path, wanted: Mapping[int, int], xids: set[int]) -> dict[int, int]:
     """The entries wanted, and those in force whose cgroup is gone but not its sockets."""
     found = policy.read(instance).slices
-    to_set, to_delete = cgroups.table_changes(found, wanted, xids, root)
+    to_set, to_delete = owners.table_changes(found, wanted, xids)
     return {number: xid for number, xid in {**found, **to_set}.items() if number not in to_delete}
 
 
@@ -229,6 +241,7 @@ def adopt_sockets(instance: Path, notes: Journal | None = None) -> tuple[list[st
         instance,
         "own" in grants.values()
         or found.unreached > 0
+        or found.cut
         or any(xid and grants.get(xid) != "full" for xid in found.raw),
     )
     done = [f"marked {found.sockets} sockets that were older"] if found.sockets else []
@@ -238,6 +251,12 @@ def adopt_sockets(instance: Path, notes: Journal | None = None) -> tuple[list[st
         remarks.append(
             f"the sockets of {len(found.refused)} processes ({pids}) could not be reached; older "
             "ones of a slice keep the mark they have: see /proc/sys/kernel/yama/ptrace_scope"
+        )
+    if found.cut:
+        remarks.append(
+            "there are too many open files and sockets on this machine to look at all of them in "
+            "time: some sockets that are older than their slice may keep the mark they have, and "
+            "the guard then stops what they send; `vnet up` tries again"
         )
     if found.locked:
         which = [f"socket:[{inode}] of process {pid}" for inode, pid in found.locked.items()]
@@ -273,6 +292,7 @@ def take_away(paths: Paths, old: State | None) -> list[str]:
     if instances:
         # Nothing gives a socket its xid any more, and so none keeps one.
         adopt.adopt()
+        _keep_events(paths)
     for instance in instances:
         bpf.remove(instance)
         done.append(f"removed the eBPF programs in {instance}")

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from vnet.errors import NodeError
@@ -77,33 +76,6 @@ def ids(root: Path, paths: list[str]) -> dict[str, int]:
     return {path: number for path, number in found if number is not None}
 
 
-def live_ids(root: Path) -> set[int]:
-    """The ids of all cgroups that exist."""
-    found = set()
-    for directory, _names, _files in os.walk(root):
-        try:
-            found.add(Path(directory).stat().st_ino)
-        except FileNotFoundError:
-            continue
-    return found
-
-
 def parents(path: str) -> list[str]:
     """Every ancestor of a path, the root first."""
     return [str(parent) for parent in reversed(PurePosixPath(path).parents)]
-
-
-def table_changes(
-    found: Mapping[int, int], wanted: Mapping[int, int], xids: set[int], root: Path
-) -> tuple[dict[int, int], list[int]]:
-    """(entries to set, ids to delete).
-
-    An entry too many whose xid is a slice's and whose cgroup is gone stays:
-    sockets outlive their cgroup, and ``vnet watch`` takes it away later.
-    """
-    to_set = {number: xid for number, xid in wanted.items() if found.get(number) != xid}
-    extra = [number for number in found if number not in wanted]
-    if not extra:
-        return to_set, []
-    live = live_ids(root)
-    return to_set, [number for number in extra if number in live or found[number] not in xids]

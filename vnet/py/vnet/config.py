@@ -190,9 +190,11 @@ def user(value: str | int) -> str:
 
 def files(config_dir: Path) -> list[Path]:
     """The slice files of a directory in the order they are read. No directory: none."""
-    if not config_dir.exists():
+    try:
+        found = list(config_dir.glob("*.toml"))
+    except FileNotFoundError:  # or it goes in this moment
         return []
-    return sorted(path for path in config_dir.glob("*.toml") if not path.name.startswith("."))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def load(config_dir: Path) -> list[Slice]:

@@ -89,8 +89,14 @@ def apply(instance: Path, wanted: Mapping[str, int]) -> list[str]:
                 if kernel.leave(index, known[index].made_clsact) and index in names:
                     done.append(f"took the filters off {names[index]}")
                 table.try_delete(_KEY.pack(index))
+            refused: list[BpfError] = []
             for index, xid in xids.items():
-                done += kernel.mark(names[index], index, xid, known.get(index), table)
+                try:
+                    done += kernel.mark(names[index], index, xid, known.get(index), table)
+                except BpfError as error:  # the others are marked all the same
+                    refused.append(error)
+            if refused:
+                raise BpfError("; ".join(error.message for error in refused), refused[0].cure)
     return done
 
 
@@ -244,7 +250,7 @@ class _Kernel:
             return []
         try:
             ours = len(todo) < len(_SIDES)
-            made = self._clsact(index) or self._made_before(index, entry if ours else None)
+            made = self._clsact(name, index) or self._made_before(index, entry if ours else None)
             mac = entry.mac if entry else bytes(6)
             # The entry first: a filter without one marks nothing.
             table.set(_KEY.pack(index), Entry(xid, made, mac).pack())
@@ -317,14 +323,24 @@ class _Kernel:
         except self._refusal():  # no such interface, or no clsact on it
             return []
 
-    def _clsact(self, index: int) -> bool:
-        """Have the qdisc there. Returns whether it was made now."""
+    def _clsact(self, name: str, index: int) -> bool:
+        """Have the qdisc there. Returns whether it was made now.
+
+        Raises BpfError where ``ingress`` has its place, which takes filters for both ways and
+        has them see one (ingress_bind_filter() in net/sched/sch_ingress.c).
+        """
         try:
             self.route.tc("add", "clsact", index)
         except self._refusal() as refused:
-            if refused.code == errno.EEXIST:
-                return False
-            raise
+            if refused.code != errno.EEXIST:
+                raise
+            kinds = {qdisc.get_attr("TCA_KIND") for qdisc in self.route.get_qdiscs(index)}
+            if "ingress" in kinds:
+                raise BpfError(
+                    f"interface {name}: somebody's qdisc ingress is where clsact has to be",
+                    f"tc qdisc del dev {name} ingress, or have its owner use clsact",
+                ) from refused
+            return False
         return True
 
     def _made_before(self, index: int, entry: Entry | None) -> bool:

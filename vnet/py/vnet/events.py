@@ -235,6 +235,8 @@ class Drain:
                 there[instance.stat().st_ino] = instance
         for inode in self._rings.keys() - there.keys():
             ring = self._rings.pop(inode)
+            while self._batch(ring):  # nobody else will read what it still holds
+                pass
             self._epoll.unregister(ring)
             ring.close()
         for inode in there.keys() - self._rings.keys():
@@ -257,7 +259,7 @@ class Drain:
                 time.sleep(0.02)
                 return 0
             count = sum(self._batch(ring) for ring in self._rings.values())
-        self.refresh()  # after it: what an instance that is gone still held is read
+            self.refresh()
         return count
 
     def _batch(self, ring: Ring) -> int:
@@ -319,7 +321,9 @@ def _count_unwritten(paths: Paths, count: int) -> None:
     file = paths.run_dir / "events.lost"
     with contextlib.suppress(OSError):
         if count:
-            file.write_text(f"{count}\n")
+            draft = file.with_name("events.lost.new")
+            draft.write_text(f"{count}\n")
+            draft.replace(file)
         else:
             file.unlink(missing_ok=True)
 

@@ -130,6 +130,7 @@ def _work(
     """The worker's whole life; never returns into the caller's code."""
     code = 1
     try:
+        signal.set_wakeup_fd(-1)  # `vnet watch` has one: what stops us is not meant for it
         os.setpgid(0, 0)
         for number in _STOPS:
             signal.signal(number, _interrupted)

@@ -60,6 +60,7 @@ def bases(family: int) -> Bases:
     except NetlinkError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
             return Bases((), ())
+        raise
     names = {_text(netlink.attrs(body[4:]), _TABLE_NAME) for body in tables}
     return Bases(
         tuple(name for name in TABLES if name in names),

@@ -112,7 +112,7 @@ def _up(
     done += bpfsteps.load(notes, paths, new, choice.lsm)
     if new.datapath == "module":
         done += steps.load_module(notes, new)
-        done += steps.fill_table(notes, wanted, xids, root)
+        done += steps.fill_table(notes, wanted, xids)
     done += _guard(notes, old, new, slices, assignment, wanted, root)
     # What is made from now on is marked from birth; what is older must be
     # marked before the rules come, since they drop what has no mark (vnet_gate).
@@ -161,7 +161,7 @@ def _guard(
 ) -> list[str]:
     """Ports, policy and interfaces, in an order that leaves no door open."""
     instance = Path(new.instance)
-    kept = bpfsteps.with_lingering(instance, wanted, set(assignment.xids.values()), root)
+    kept = bpfsteps.with_lingering(instance, wanted, set(assignment.xids.values()))
     done = bpfsteps.reserve(notes, new, slices)
     policy = bpfsteps.wanted_policy(slices, assignment.xids, kept, new.mode)
     done += bpfsteps.apply(notes, instance, policy)
@@ -211,6 +211,11 @@ def down(paths: Paths) -> Outcome:
         if steps.undo(paths):
             outcome.done.append("undid what a killed command had done half-way")
         old = states.load(paths.state)
+        notes = Journal(paths.journal)
+        if old is not None:
+            # While it stands, `vnet watch` puts nothing back: killed half-way, without its
+            # programs, a node with our rules would send nothing of any slice.
+            notes.add("down")
         for family, variant in _rules_left():
             rules.change(family, variant, rules.snapshot(family, variant), rules.NOTHING)
             outcome.done.append(f"removed the rules for IPv{family} ({variant})")
@@ -228,6 +233,8 @@ def down(paths: Paths) -> Outcome:
                     "else's use it"
                 )
         paths.state.unlink(missing_ok=True)
+        notes.close()
+        paths.journal.unlink(missing_ok=True)
     return outcome
 
 
@@ -392,7 +399,7 @@ def _apply(
         if old and bool(old.interfaces) != bool(new.interfaces):
             _rules(notes, new)  # FORWARD counts from now on, or no more
         if new.datapath == "module":
-            steps.fill_table(notes, wanted, xids, root)
+            steps.fill_table(notes, wanted, xids)
         bpfsteps.adopt_sockets(Path(new.instance), notes)
         steps.write_state(notes, paths, new, old_text)
     steps.release(paths, assignment)

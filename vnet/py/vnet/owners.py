@@ -73,6 +73,34 @@ def levels(ids: Iterable[int]) -> dict[int, int]:
         os.close(root)
 
 
+def living(ids: Iterable[int]) -> set[int]:
+    """Those of the cgroup ids whose cgroup exists.
+
+    Each is asked for by its handle. A walk would go through what slices' users have made: who may
+    make cgroups may make very many, or some a thousand levels deep.
+    """
+    root = os.open(cgroups.v2_root(), os.O_RDONLY | os.O_DIRECTORY)
+    gone = (-errno.ESTALE, -errno.ENOENT)
+    try:
+        return {number for number in ids if lib.vnet_cgroup_level(root, 0, number) not in gone}
+    finally:
+        os.close(root)
+
+
+def table_changes(
+    found: Mapping[int, int], wanted: Mapping[int, int], xids: set[int]
+) -> tuple[dict[int, int], list[int]]:
+    """(entries to set, ids to delete).
+
+    An entry too many whose xid is a slice's and whose cgroup is gone stays:
+    sockets outlive their cgroup, and ``vnet watch`` takes it away later.
+    """
+    to_set = {number: xid for number, xid in wanted.items() if found.get(number) != xid}
+    extra = [number for number in found if number not in wanted]
+    live = living(extra)
+    return to_set, [number for number in extra if number in live or found[number] not in xids]
+
+
 def bits(depths: Iterable[int]) -> int:
     """The levels at which the programs look for slices, which the kernel counts from its own root.
 

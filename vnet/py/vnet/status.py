@@ -16,6 +16,7 @@ from vnet import (
     iptables,
     module,
     nodeconfig,
+    owners,
     policy,
     refusals,
     registry,
@@ -240,7 +241,7 @@ def _compare_table(
                 wrong.append(f"slice {item.name}: {path} (id {number}) is not in the table")
             elif table[number] != xid:
                 wrong.append(f"slice {item.name}: {path} is marked {table[number]}, not {xid}")
-    _set, extra = cgroups.table_changes(table, wanted, set(xids.values()), root)
+    _set, extra = owners.table_changes(table, wanted, set(xids.values()))
     wrong += [f"the table has cgroup id {number}, which is no slice's" for number in extra]
     found.lingering = len(set(table) - set(wanted)) - len(extra)
     return wrong[:10] + ([f"and {len(wrong) - 10} more in the table"] if len(wrong) > 10 else [])

@@ -21,6 +21,7 @@ from vnet import (
     journal,
     module,
     nftables,
+    owners,
     readback,
     registry,
     rules,
@@ -95,11 +96,11 @@ def wanted_entries(root: Path, paths: Mapping[str, int]) -> dict[int, int]:
     return {number: paths[path] for path, number in cgroups.ids(root, list(paths)).items()}
 
 
-def fill_table(notes: Journal, wanted: Mapping[int, int], xids: set[int], root: Path) -> list[str]:
+def fill_table(notes: Journal, wanted: Mapping[int, int], xids: set[int]) -> list[str]:
     """Make the module's table what the slices say. Raises NetlinkError."""
     with copyxid.connect() as kernel:
         found = {number: entry.xid for number, entry in kernel.table().items()}
-        to_set, to_delete = cgroups.table_changes(found, wanted, xids, root)
+        to_set, to_delete = owners.table_changes(found, wanted, xids)
         if not to_set and not to_delete:
             return []
         touched = [*to_set, *to_delete]
@@ -300,6 +301,7 @@ _UNDO: dict[str, Callable[[Paths, Entry], None]] = bpfsteps.UNDO | {
     "sysctls": _undo_sysctls,
     "rules": _undo_rules,
     "state": _undo_state,
+    "down": lambda _paths, _entry: None,  # it goes by what it finds, and is run again
 }
 
 

@@ -11,7 +11,6 @@ intervals, and so is tried what does not succeed.
 
 import ctypes
 import math
-import signal
 import socket
 import sys
 import time
@@ -170,7 +169,6 @@ def _leave_to_others(paths: Paths) -> None:
 
 def _put_back(paths: Paths) -> guard.Result:
     """As ``vnet up`` does it; runs in the guarded worker."""
-    signal.set_wakeup_fd(-1)  # it is the watcher's
     state, before = states.load(paths.state), states.text(paths.state)
     assert state
     notes = Journal(paths.journal)

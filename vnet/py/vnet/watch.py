@@ -9,6 +9,7 @@ cgroup (in a process that has left it, or on its way through FIN_WAIT).
 """
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -32,13 +33,14 @@ from vnet import (
     copyxid,
     events,
     guard,
+    owners,
     policy,
     sockets,
     status,
     upkeep,
 )
 from vnet import state as states
-from vnet.errors import ConfigError, NodeError
+from vnet.errors import BpfError, ConfigError, NodeError
 from vnet.paths import Paths
 from vnet.registry import RegistryError
 
@@ -49,6 +51,8 @@ _CONFIG_EVENTS = (
 
 _AGAIN = 1.0
 """s, at least, until it is asked again whether a socket of a cgroup is left."""
+_SHARE = 0.2
+"""of our time that bringing interfaces in step takes at most, however often they change"""
 
 
 class Table(Protocol):
@@ -70,12 +74,16 @@ class Watched:
     datapath: str = ""
     tables: list[Table] = field(default_factory=list)
     interfaces: dict[str, int] = field(default_factory=dict)  #: of containers: xid
+    links: float = math.inf  #: when to bring them in step (monotonic s)
+    links_rested: float = 0.0  #: no notice makes us do so before then
+    complaint: str = ""  #: about one of them; not made again until it is cured
     xids: dict[str, int] = field(default_factory=dict)  #: cgroup path: xid
     registry: tuple[int, ...] = ()  #: the file that they are from
     below: dict[str, list[str]] = field(default_factory=dict)  #: ancestor: cgroup paths
     ids: dict[str, int] = field(default_factory=dict)  #: cgroup path: id in the tables
     gone: dict[int, float] = field(default_factory=dict)  #: id: when it leaves (monotonic s)
     places: dict[int, str] = field(default_factory=dict)  #: watch descriptor: ancestor
+    again: float = math.inf  #: when to take all anew (monotonic s)
     late: bool = False  #: a cgroup may have sockets that are older than its entry
 
 
@@ -101,11 +109,12 @@ def run(paths: Paths, linger: float) -> None:
         _reload(watched, inotify)
         notify("READY=1")
         while True:
-            wait = max(0.0, min(_next(watched), kept.due) - time.monotonic())
+            due = min(_next(watched), kept.due, watched.links, watched.again)
+            wait = max(0.0, due - time.monotonic())
             ready, _, _ = select.select(
                 [inotify, wake, drain, links, heard], [], [], None if wait == math.inf else wait
             )
-            reload = False
+            reload = time.monotonic() >= watched.again
             if wake in ready:
                 numbers = os.read(wake.fileno(), 64)
                 if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -117,7 +126,7 @@ def run(paths: Paths, linger: float) -> None:
             if links in ready:
                 names = containers.changed(links)
                 if names is None or names & watched.interfaces.keys():
-                    _mark_interfaces(watched)
+                    watched.links = min(watched.links, watched.links_rested)
             if heard in ready:
                 upkeep.hear(kept)
             if inotify in ready:
@@ -133,17 +142,19 @@ def run(paths: Paths, linger: float) -> None:
                 return
             # While there is a journal, numbers may be taken back; its end is an event.
             if reload and not paths.journal.exists():
-                if config_watch is None:
-                    config_watch = _watch_config(inotify, paths)
+                config_watch = _watch_config(inotify, paths)  # it may be another directory now
                 _open_tables(watched, kernel)
                 _reload(watched, inotify)
+            if time.monotonic() >= watched.links:
+                _mark_interfaces(watched)
             upkeep.tend(kept, paths)
             _expire(watched)
             if watched.late:
-                watched.late = False
                 with guard.lock(watched.paths):
-                    if _current(watched):
-                        bpfsteps.adopt_sockets(watched.instance)
+                    if _current(watched):  # or it will be, when state.json has told
+                        watched.late = False
+                        for words in bpfsteps.adopt_sockets(watched.instance)[1]:
+                            print(f"vnet watch: {words}", file=sys.stderr, flush=True)
 
 
 def _open_tables(watched: Watched, kernel: ExitStack) -> None:
@@ -170,6 +181,22 @@ def _signals() -> socket.socket:
 
 
 def _mark_interfaces(watched: Watched) -> None:
+    """Bring the interfaces in step. One that cannot be is told of, once, and keeps nobody else."""
+    began, watched.links = time.monotonic(), math.inf
+    try:
+        _apply_interfaces(watched)
+    except BpfError as error:
+        if watched.complaint != error.message:
+            watched.complaint = error.message
+            print(f"vnet watch: {error}", file=sys.stderr, flush=True)
+    else:
+        watched.complaint = ""
+    now = time.monotonic()
+    # Who is root in a container may switch its end off and on as often as he likes.
+    watched.links_rested = now + (now - began) / _SHARE
+
+
+def _apply_interfaces(watched: Watched) -> None:
     with guard.lock(watched.paths):
         # As the files are now that nobody else changes them: a slice may have come
         # while we waited, and its interface must not lose its filters until we
@@ -208,6 +235,7 @@ def _watch_config(inotify: INotify, paths: Paths) -> int | None:
 
 def _reload(watched: Watched, inotify: INotify) -> None:
     """Take slices and their numbers anew, and bring the tables in step."""
+    watched.again = math.inf
     if not _number(watched):
         return
     watched.below = {}
@@ -228,8 +256,7 @@ def _reload(watched: Watched, inotify: INotify) -> None:
     with guard.lock(watched.paths):
         tables = watched.tables if _current(watched) else []
         held = {number for table in tables for number in table.table()}
-    live = cgroups.live_ids(watched.root)
-    for number in held - live:
+    for number in held - owners.living(held):
         watched.gone.setdefault(number, time.monotonic() + watched.linger)
 
 
@@ -309,7 +336,7 @@ def _refresh(watched: Watched, paths: list[str]) -> None:
             there.append(path)
     if not there:
         return
-    refused: set[int] = set()
+    refused: dict[int, int] = {}
     # An `up` at work would write its own tables over ours.
     with guard.lock(watched.paths):
         if not _current(watched):
@@ -320,9 +347,13 @@ def _refresh(watched: Watched, paths: list[str]) -> None:
             _number(watched)
         new = {watched.ids[path]: watched.xids[path] for path in there if path in watched.xids}
         for table in watched.tables:
-            refused |= set(table.set_many(new))
+            refused |= table.set_many(new)
     for path in [path for path, number in watched.ids.items() if number in refused]:
-        del watched.ids[path]  # gone again already: its removal is an event of its own
+        why = refused[watched.ids.pop(path)]
+        if why != errno.ENOENT:  # gone again already: its removal is an event of its own
+            watched.again = time.monotonic() + _AGAIN
+            print(f"vnet watch: {path} is not in the table: {os.strerror(why)}; trying again",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _next(watched: Watched) -> float:
