@@ -116,9 +116,12 @@ def _look(sums: Sums, now: float) -> None:
     """See who holds which xid, if that has changed; once a minute, free what has rested."""
     found = changed(sums.registry) if sums.registry else (0, -1)
     if found != sums.seen:
-        # File times tick in milliseconds: a fresh file is not trusted yet.
-        sums.seen = found if time_ns() - found[0] > 2 * SECOND else None
-        sums.holders = _holders(sums.registry)
+        holders = _holders(sums.registry)
+        # File times tick in milliseconds: a fresh file is not trusted yet. And what could not
+        # be read may be readable: there may have been no descriptor left.
+        trusted = holders is not None and time_ns() - found[0] > 2 * SECOND
+        sums.seen = found if trusted else None
+        sums.holders = holders or {}
         sums.slot_of[:] = _UNKNOWN
     if now - sums.looked < 60:
         return
@@ -132,15 +135,20 @@ def _look(sums: Sums, now: float) -> None:
             sums.slot_of[:] = _UNKNOWN
 
 
-def _holders(registry: Path | None) -> dict[int, tuple[str, bool]]:
-    """{xid: who holds it or held it last, whether still}. Without a registry nobody does."""
+def _holders(registry: Path | None) -> dict[int, tuple[str, bool]] | None:
+    """{xid: who holds it or held it last, whether still}. Without a registry nobody does.
+
+    None: it cannot be read.
+    """
     if registry is None:
         return {}
     try:
         with open_readonly(registry) as opened:
             return {t.xid: (t.slice, t.until is None) for t in opened.tenures()}
-    except (OSError, sqlite3.Error):
+    except FileNotFoundError:
         return {}
+    except (OSError, sqlite3.Error):
+        return None
 
 
 def by_slice(sums: Sums) -> dict[str, dict[str, int]]:

@@ -87,6 +87,17 @@ def test_records_come_in_the_order_they_were_committed_and_once(bed):
     assert bed.all() == bed.whole
 
 
+def test_a_file_that_somebody_has_removed_is_passed_over_and_counted(bed):
+    for hour in range(3):
+        bed.put(10, at=hour * HOUR)
+        bed.file((hour + 1) * HOUR)
+    _, second, _ = sorted((bed.path / "history").rglob("*.parquet"))
+    assert len(bed.ask(limit=5)) == 5
+    second.unlink()
+    assert len(bed.all()) == 20
+    assert bed.skipped == 1
+
+
 def test_who_begins_now_gets_what_comes_later(bed):
     bed.put(10)
     assert bed.ask(begin="now") == []

@@ -332,6 +332,17 @@ def test_a_question_that_goes_on_keeps_no_commit_waiting(tmp_path):
         kept.con.close()
 
 
+def test_an_answer_that_is_put_together_in_memory_has_a_bound_even_if_all_are_asked_for(
+    opened, asked, monkeypatch
+):
+    monkeypatch.setattr(questions.common, "MOST", 3)
+    put(opened, *(flow(dst=f"10.0.0.{n}", sport=n, dport=n) for n in range(1, 7)))
+    for of, limit in (("peer", 0), ("port", 0), ("peer", 5)):
+        _, rows, trailer = asked(Top(filter=Filter(), of=of, limit=limit))
+        assert (len(rows), trailer.more) == (3, True), (of, limit)
+    assert len(found(asked)) == 6  # rows that go as they come have none
+
+
 class Full:
     """A connection whose pool is full at the next statement of a kind, as DuckDB says it."""
 

@@ -1,4 +1,4 @@
-"""What the programs look at before the table of slices: how deep there are any, and a quick copy.
+"""Cgroups of the table of slices: which are there, how deep, and a quick copy for the programs.
 
 The map ``owners`` holds, at one of two places for each cgroup id, whose cgroup
 it is; what has no room there is found in the table. ``maps`` is the directory

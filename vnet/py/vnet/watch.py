@@ -114,7 +114,8 @@ def run(paths: Paths, linger: float) -> None:
             ready, _, _ = select.select(
                 [inotify, wake, drain, links, heard], [], [], None if wait == math.inf else wait
             )
-            reload = time.monotonic() >= watched.again
+            if reload := time.monotonic() >= watched.again:
+                watched.again = math.inf
             if wake in ready:
                 numbers = os.read(wake.fileno(), 64)
                 if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -235,7 +236,6 @@ def _watch_config(inotify: INotify, paths: Paths) -> int | None:
 
 def _reload(watched: Watched, inotify: INotify) -> None:
     """Take slices and their numbers anew, and bring the tables in step."""
-    watched.again = math.inf
     if not _number(watched):
         return
     watched.below = {}
