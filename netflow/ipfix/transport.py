@@ -183,6 +183,8 @@ def send(link: Link, blocks: Iterable[Messages]) -> int:
 def _pace(link: Link, records: float) -> None:
     """Wait until more may go. A receiver's buffer takes a burst, and not much more."""
     if not link.rate:
+        if not link.stop_by and select.select([link.bell], [], [], 0)[0]:
+            link.stop_by = monotonic() + PARTING
         return
     link.due = max(link.due, monotonic() - SLACK) + records / link.rate
     while (pause := link.due - monotonic()) > 0:

@@ -18,8 +18,14 @@ from netflow import access
 
 EACH = 16
 """Connections that one uid may have, root excepted: nobody can have them all."""
+OVER_TCP = 64
+"""Connections over TCP, whoever has them: their descriptors must not be those of the others."""
+QUIET = 20.0
+"""s in which a connection must send a whole request: uvicorn's clock begins after the first."""
 
+_TCP = -1
 _connections: Counter[int] = Counter()
+"""By uid, or _TCP."""
 
 
 class PeerProtocol(H11Protocol):
@@ -31,17 +37,25 @@ class PeerProtocol(H11Protocol):
         link: socket.socket = transport.get_extra_info("socket")
         if link.family == socket.AF_UNIX:
             self.peer = access.peer(link)
-            _connections[self.peer.uid] += 1
+        self._whose = self.peer.uid if self.peer else _TCP
+        _connections[self._whose] += 1
         self.app_state = {**self.app_state, "peer": self.peer}
         super().connection_made(transport)
-        if self.peer and not access.trusted(self.peer) and _connections[self.peer.uid] > EACH:
+        self._quiet = asyncio.get_running_loop().call_later(QUIET, self._part)
+        most = EACH if self.peer else OVER_TCP
+        trusted = self.peer is not None and access.trusted(self.peer)
+        if not trusted and _connections[self._whose] > most:
             transport.close()
 
+    def _part(self) -> None:
+        if self.cycle is None:  # no request has begun to be answered
+            self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.peer:
-            _connections[self.peer.uid] -= 1
-            if not _connections[self.peer.uid]:
-                del _connections[self.peer.uid]
+        self._quiet.cancel()
+        _connections[self._whose] -= 1
+        if not _connections[self._whose]:
+            del _connections[self._whose]
         super().connection_lost(exc)
 
 

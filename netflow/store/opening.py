@@ -14,8 +14,16 @@ from netflow.store.segments import find_segment
 
 SCHEMA_VERSION = 2
 
-# What DuckDB says of a database that it may not read, and of one that it has opened and cannot.
-_REFUSED = "Permission denied", "version number", "No space left"
+# What DuckDB says of a database that it may not read or cannot now, and of one that it has
+# opened and cannot.
+_REFUSED = (
+    "Permission denied",
+    "version number",
+    "No space left",
+    "quota exceeded",
+    "Too many open files",
+    "Cannot allocate memory",
+)
 _DAMAGE = "Corrupt database file", "Could not read"
 
 
