@@ -164,7 +164,8 @@ def _by_slice(
         "packets": lambda row: row[5] + row[6],
         "flows": lambda row: row[7],
     }
-    rows.sort(key=keys[ask.by], reverse=True)
+    # Of equal ones, always the same first.
+    rows.sort(key=lambda row: (-keys[ask.by](row), row[0] or "", row[1], row[2] or ""))
     return rows, total
 
 
@@ -225,7 +226,7 @@ _KEY_TYPES = {"peer": "UHUGEINT", "port": "UTINYINT", "proto": "UTINYINT", "node
 _FIRST = """
 WITH {cte} SELECT k1, k2, place, sum(ob)::UBIGINT, sum(ib)::UBIGINT, sum(op)::UBIGINT,
     sum(ip)::UBIGINT, sum(flows)::UBIGINT
-FROM ({summed}) GROUP BY ALL ORDER BY {order} DESC, k1, k2 {limit}
+FROM ({summed}) GROUP BY ALL ORDER BY {order} DESC, k1, k2, place {limit}
 """
 
 

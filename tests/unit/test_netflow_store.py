@@ -332,6 +332,15 @@ def test_a_question_that_goes_on_keeps_no_commit_waiting(tmp_path):
         kept.con.close()
 
 
+def test_of_slices_with_as_many_bytes_the_same_one_comes_first_each_time(opened, asked):
+    known = tenures(*((xid, f"s{xid}", 0, None) for xid in range(300, 340)))
+    put(opened, *(flow(sport=xid, oxid=xid) for xid in reversed(range(300, 340))))
+    for _ in range(5):
+        _, rows, _ = asked(Top(filter=Filter(), limit=0), known)
+        named = [row["slice"] for row in rows if row["slice"]]
+        assert named == sorted(named) and len(named) == 40
+
+
 def test_an_answer_that_is_put_together_in_memory_has_a_bound_even_if_all_are_asked_for(
     opened, asked, monkeypatch
 ):
