@@ -53,6 +53,8 @@ _AGAIN = 1.0
 """s, at least, until it is asked again whether a socket of a cgroup is left."""
 _SHARE = 0.2
 """of our time that bringing interfaces in step takes at most, however often they change"""
+_LONGEST = 5.0
+"""s that it waits for that at most: some of its time may have been waiting for a command's lock"""
 
 
 class Table(Protocol):
@@ -194,7 +196,7 @@ def _mark_interfaces(watched: Watched) -> None:
         watched.complaint = ""
     now = time.monotonic()
     # Who is root in a container may switch its end off and on as often as he likes.
-    watched.links_rested = now + (now - began) / _SHARE
+    watched.links_rested = now + min((now - began) / _SHARE, _LONGEST)
 
 
 def _apply_interfaces(watched: Watched) -> None:
